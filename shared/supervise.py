@@ -59,7 +59,7 @@ class Supervisor:
         """Wait until ``stop`` completes, or raise what ended a background task."""
         if self._failed is None:
             raise RuntimeError("enter the supervisor first")
-        stopping = asyncio.ensure_future(stop)
+        stopping = asyncio.ensure_future(_finish(stop))
         try:
             await asyncio.wait({stopping, self._failed}, return_when=asyncio.FIRST_COMPLETED)
             if self._failed.done():
@@ -79,6 +79,10 @@ class Supervisor:
                 self._failed.cancel()
             elif not self._failed.cancelled():
                 self._failed.exception()  # retrieved: already raised by wait, or logged
+
+
+async def _finish(work: Awaitable[object]) -> None:
+    await work
 
 
 class Wake:
