@@ -1,0 +1,187 @@
+"""PostgreSQL 18 from its wheel: TCP on loopback, passwords, started in the foreground."""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import asyncpg
+
+from elearn.up.errors import HomeError, StartError
+from elearn.up.files import write_atomically
+from elearn.up.place import Place
+
+# Sized for five services with small pools on a laptop: few processes, few wake-ups, little memory.
+SETTINGS: Mapping[str, str] = {
+    "listen_addresses": "127.0.0.1",
+    "unix_socket_directories": "",  # its path would be limited to 107 bytes
+    "max_connections": "80",
+    "superuser_reserved_connections": "3",
+    "shared_buffers": "24MB",
+    "work_mem": "2MB",
+    "maintenance_work_mem": "16MB",
+    "temp_buffers": "1MB",
+    "huge_pages": "off",
+    "io_method": "sync",  # its worker processes would only idle
+    "max_worker_processes": "0",
+    "max_parallel_workers": "0",
+    "max_parallel_workers_per_gather": "0",
+    "max_logical_replication_workers": "0",
+    "max_wal_senders": "0",
+    "wal_level": "minimal",
+    "autovacuum_worker_slots": "2",
+    "autovacuum_max_workers": "1",
+    "autovacuum_naptime": "2min",
+    "checkpoint_timeout": "15min",
+    "max_wal_size": "128MB",
+    "min_wal_size": "32MB",
+    "wal_writer_delay": "2s",
+    "wal_buffers": "1MB",
+    "bgwriter_delay": "5s",
+    "bgwriter_lru_maxpages": "0",
+    "password_encryption": "scram-sha-256",
+    "log_min_messages": "warning",
+    "log_min_error_statement": "panic",  # statements may carry passwords and credentials
+    "log_line_prefix": "%m [%p] %q%u@%d ",
+    "timezone": "UTC",
+    "log_timezone": "UTC",
+}
+
+_HBA = "host all all 127.0.0.1/32 scram-sha-256\n"
+_NOT_YET = (
+    OSError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.ConnectionDoesNotExistError,
+    asyncpg.ConnectionFailureError,
+)
+
+
+def server(
+    where: Place, port: int, settings: Mapping[str, str] = SETTINGS, *, end_with: int | None = None
+) -> list[str]:
+    """The arguments that start the server in the foreground on 127.0.0.1:``port``."""
+    options = ["-p", str(port)]
+    for name, value in settings.items():
+        options += ["-c", f"{name}={value}"]
+    return where.server(options, end_with=end_with)
+
+
+async def initialise(where: Place, password: str, log: Path, timeout: float = 60.0) -> bool:
+    """Make the data directory unless it is there; it appears whole or not at all.
+
+    Args:
+        password: the superuser's.
+        log: what initdb says goes there.
+        timeout: seconds.
+
+    Returns:
+        Whether it was made now.
+
+    Raises:
+        StartError: initdb failed; the message holds its last line.
+    """
+    if (where.data / "PG_VERSION").is_file():
+        return False
+    making = where.folder / "data.new"
+    password_file = where.folder / "password.new"
+    await asyncio.to_thread(shutil.rmtree, making, ignore_errors=True)
+    try:
+        write_atomically(password_file, password.encode())
+        if where.identity.kind == "account":
+            os.chown(password_file, where.identity.uid, where.identity.gid)
+        process = await asyncio.create_subprocess_exec(
+            *where.initdb(making, password_file),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env=environment(),
+            cwd="/",
+        )
+        try:
+            async with asyncio.timeout(timeout):
+                output, _ = await process.communicate()
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+            raise
+        with log.open("ab") as file:
+            file.write(output)
+        if process.returncode != 0:
+            raise StartError(f"initdb failed: {_last_line(output)}")
+        hba = making / "pg_hba.conf"
+        hba.write_text(_HBA)
+        making.rename(where.data)
+        return True
+    except TimeoutError:
+        raise StartError(f"initdb took longer than {timeout:.0f} s; see {log}") from None
+    except OSError as error:
+        raise HomeError(f"can't make PostgreSQL's data directory: {error}") from error
+    finally:
+        password_file.unlink(missing_ok=True)
+        if making.exists():
+            await asyncio.to_thread(shutil.rmtree, making, ignore_errors=True)
+
+
+def _last_line(output: bytes) -> str:
+    lines = [line for line in output.decode(errors="replace").splitlines() if line.strip()]
+    errors = [line for line in lines if "error" in line.lower() or "fatal" in line.lower()]
+    return (errors or lines or ["it said nothing"])[-1].strip()
+
+
+def environment() -> dict[str, str]:
+    """What PostgreSQL's processes see: nothing of the caller's PG* variables or locale."""
+    return {"PATH": "/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC"}
+
+
+def processes(data: Path) -> list[int]:
+    """The ids of every process that works in this data directory, the postmaster's children included."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        with contextlib.suppress(OSError):
+            if (entry / "comm").read_text().strip() == "postgres" and (entry / "cwd").readlink() == data:
+                found.append(int(entry.name))
+    return found
+
+
+def clear_stale(where: Place) -> None:
+    """After a postmaster's violent death: end what is left of it, so that the next one may start at once.
+
+    Its process id may meanwhile belong to any other program, for which PostgreSQL would refuse to start.
+    Committed work is in the write-ahead log: ending the remains loses nothing.
+    """
+    data = where.data.resolve()
+    for pid in processes(data):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + 5
+    while processes(data) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    (where.data / "postmaster.pid").unlink(missing_ok=True)
+
+
+def url(user: str, password: str, port: int, database: str) -> str:
+    return f"postgresql://{user}:{password}@127.0.0.1:{port}/{database}"
+
+
+async def ready(superuser_url: str, timeout: float = 30.0) -> None:
+    """Wait until the server answers.
+
+    Raises:
+        TimeoutError: it did not within ``timeout`` seconds.
+    """
+    async with asyncio.timeout(timeout):
+        while True:
+            try:
+                connection = await asyncpg.connect(superuser_url, timeout=timeout)
+            except _NOT_YET:
+                await asyncio.sleep(0.02)
+                continue
+            await connection.close()
+            return
