@@ -1,0 +1,230 @@
+"""Bind mounts in a mount namespace of one's own, as an ordinary user (user namespace) or as root.
+
+Standard library only, and no neighbours: the shim imports it in the forked child that becomes the task, and
+``python -I -S -E mounting.py SCRATCH`` is the probe that tries for real what this machine allows.
+"""
+
+import ctypes
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+_CLONE_NEWNS, _CLONE_NEWUSER = 0x00020000, 0x10000000
+_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_SLAVE = (
+    1,
+    2,
+    4,
+    32,
+    4096,
+    16384,
+    1 << 19,
+)
+_MS_RELATIME = 1 << 21
+_MNT_DETACH = 2
+_ST_TO_MS = ((2, 2), (4, 4), (8, 8), (1024, 1024), (2048, 2048), (4096, _MS_RELATIME))
+_SYS_MOUNT_SETATTR = 442  # the same number on every architecture
+_AT_FDCWD, _AT_RECURSIVE, _MOUNT_ATTR_RDONLY = -100, 0x8000, 1
+_MOST_MIRRORED = 1000
+_STAGE = "/tmp"  # noqa: S108  # exists everywhere; covered in our own namespace only
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
+
+
+class Bind(NamedTuple):
+    """``source`` is to appear at ``target``; both absolute."""
+
+    source: str
+    target: str
+    read_only: bool
+
+
+class _MountAttr(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_uint64) for name in ("attr_set", "attr_clr", "propagation", "userns_fd")]  # noqa: RUF012
+
+
+def enter(binds: Sequence[Bind]) -> None:
+    """Move this process (and what it starts) into a mount namespace where every bind is in place.
+
+    The process must be single-threaded. Nothing outside the namespace changes.
+
+    Raises:
+        OSError: what was refused, in words.
+    """
+    _unshare()
+    opened = []  # inside the namespace (a mount of another one can't be bound), before a mount may hide a source
+    for bind in binds:
+        try:
+            opened.append(os.open(bind.source, os.O_PATH | os.O_CLOEXEC))
+        except OSError as problem:
+            raise OSError(f"mount source {bind.source}: {problem.strerror}") from problem
+    missing = _missing(binds)
+    # A new root is put together at /tmp, complete, and only then entered: mounts of a root left behind can't be bound.
+    root = _STAGE if "/" in missing else ""
+    for directory, targets in sorted(missing.items()):
+        shown = "/" if directory == "/" else root + directory
+        _mirror(shown, _STAGE if directory == "/" else shown, root, targets)
+    for bind, source in zip(binds, opened, strict=True):
+        target = root + bind.target
+        _mount(f"/proc/self/fd/{source}", target, _MS_BIND | _MS_REC, f"{bind.source} at {bind.target}")
+        if bind.read_only:
+            _make_read_only(target)
+        os.close(source)
+    if root:
+        _pivot(root)
+    for directory in missing:
+        # What is written beside the mounts would vanish with the namespace: better refused than lost.
+        _mount("none", directory, _MS_REMOUNT | _MS_BIND | _MS_RDONLY | _MS_NOSUID | _MS_NODEV, directory)
+
+
+def _unshare() -> None:
+    if os.geteuid() == 0 and _libc.unshare(_CLONE_NEWNS) == 0:
+        _mount("none", "/", _MS_REC | _MS_SLAVE, "/ as slave")
+        return
+    user, group = os.geteuid(), os.getegid()
+    if _libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNS) != 0:
+        raise OSError(f"user namespaces are not allowed here: {os.strerror(ctypes.get_errno())}")
+    for name, content in (
+        ("setgroups", "deny"),
+        ("uid_map", f"{user} {user} 1"),
+        ("gid_map", f"{group} {group} 1"),
+    ):
+        with open(f"/proc/self/{name}", "w", encoding="ascii") as file:  # noqa: PTH123
+            file.write(content)
+
+
+def _mount(source: str, target: str, flags: int, what: str, kind: str = "", data: str = "") -> None:
+    result = _libc.mount(
+        source.encode(), os.fsencode(target), kind.encode() or None, flags, data.encode() or None
+    )
+    if result != 0:
+        raise OSError(f"can't mount {what}: {os.strerror(ctypes.get_errno())}")
+
+
+def _make_read_only(target: str) -> None:
+    """Read-only with everything mounted below it, keeping the flags each mount has already."""
+    attributes = _MountAttr(attr_set=_MOUNT_ATTR_RDONLY)
+    result = _libc.syscall(
+        ctypes.c_long(_SYS_MOUNT_SETATTR),
+        ctypes.c_int(_AT_FDCWD),
+        ctypes.c_char_p(os.fsencode(target)),
+        ctypes.c_uint(_AT_RECURSIVE),
+        ctypes.byref(attributes),
+        ctypes.c_size_t(ctypes.sizeof(attributes)),
+    )
+    if result == 0:
+        return
+    if ctypes.get_errno() not in (errno.ENOSYS, errno.EPERM):
+        raise OSError(f"can't make {target} read-only: {os.strerror(ctypes.get_errno())}")
+    for point in _mount_points_at(target):  # before Linux 5.12, one by one
+        has = os.statvfs(point).f_flag
+        flags = sum(mount for stat, mount in _ST_TO_MS if has & stat)
+        _mount("none", point, _MS_REMOUNT | _MS_BIND | _MS_RDONLY | flags, f"{point} read-only")
+
+
+def _mount_points_at(target: str) -> list[str]:
+    found = []
+    with open("/proc/self/mountinfo", "rb") as file:  # noqa: PTH123
+        for line in file:
+            point = os.fsdecode(line.split()[4].decode("unicode_escape").encode("latin-1"))
+            if point == target or point.startswith(target.rstrip("/") + "/"):
+                found.append(point)
+    return sorted(set(found))
+
+
+def _missing(binds: Sequence[Bind]) -> dict[str, list[str]]:
+    """The targets that don't exist, by the deepest directory above them that does."""
+    missing: dict[str, list[str]] = {}
+    for bind in binds:
+        if not os.path.isdir(bind.target):  # noqa: PTH112
+            above = os.path.dirname(bind.target)  # noqa: PTH120
+            while not os.path.isdir(above):  # noqa: PTH112
+                above = os.path.dirname(above)  # noqa: PTH120
+            missing.setdefault(above, []).append(bind.target)
+    return missing
+
+
+def _mirror(directory: str, stage: str, root: str, targets: Sequence[str]) -> None:
+    """Make at ``stage`` a small memory file system that shows all of ``directory``, and the targets besides.
+
+    So that a mount point can appear in a directory that can't be written.
+    """
+    names = sorted(os.listdir(directory))  # noqa: PTH208
+    if len(names) > _MOST_MIRRORED:
+        raise OSError(f"can't make {targets[0]}: {directory} holds more than {_MOST_MIRRORED} entries")
+    held = [(name, os.open(os.path.join(directory, name), os.O_PATH | os.O_NOFOLLOW)) for name in names]  # noqa: PTH118
+    _mount("elearn", stage, _MS_NOSUID | _MS_NODEV, f"a memory file system at {stage}", "tmpfs", "mode=0755")
+    for name, descriptor in held:
+        path = os.path.join(stage, name)  # noqa: PTH118
+        kind = os.fstat(descriptor).st_mode & 0o170000
+        if kind == 0o120000:
+            os.symlink(os.readlink("", dir_fd=descriptor), path)
+        else:
+            if kind == 0o040000:
+                os.mkdir(path)  # noqa: PTH102
+            else:
+                os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+            _mount(f"/proc/self/fd/{descriptor}", path, _MS_BIND | _MS_REC, f"{directory}/{name}")
+        os.close(descriptor)
+    for target in targets:
+        os.makedirs(root + target, exist_ok=True)  # noqa: PTH103
+
+
+def _pivot(root: str) -> None:
+    os.chdir(root)
+    if _libc.syscall(ctypes.c_long(_pivot_root_number()), b".", b".") != 0:
+        raise OSError(f"can't change the root: {os.strerror(ctypes.get_errno())}")
+    # With the same directory given twice the old root lies over the new one, and is peeled off.
+    if _libc.umount2(b".", _MNT_DETACH) != 0:
+        raise OSError(f"can't leave the old root: {os.strerror(ctypes.get_errno())}")
+    os.chdir("/")
+
+
+def _pivot_root_number() -> int:
+    return {"x86_64": 155, "aarch64": 41, "riscv64": 41, "ppc64le": 203, "s390x": 217}[os.uname().machine]
+
+
+def _try(scratch: str, target: str) -> str:
+    """Bind a folder read-only at ``target`` in a child; what went wrong in words, or nothing."""
+    source = os.path.join(scratch, "source")  # noqa: PTH118
+    told, telling = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        words = ""
+        try:
+            enter([Bind(source, target, True)])
+            if not os.path.exists(os.path.join(target, "seen")):  # noqa: PTH110, PTH118
+                words = "the mount does not show its source"
+            try:
+                os.mkdir(os.path.join(target, "written"))  # noqa: PTH102, PTH118
+                words = "a read-only mount could be written"
+            except OSError as problem:
+                if problem.errno != errno.EROFS:
+                    words = f"a read-only mount answers oddly: {problem.strerror}"
+        except (OSError, KeyError) as problem:
+            words = str(problem) or repr(problem)
+        os.write(telling, words.encode())
+        os._exit(0)
+    os.close(telling)
+    words = b""
+    while chunk := os.read(told, 4096):
+        words += chunk
+    os.waitpid(pid, 0)
+    os.close(told)
+    return words.decode()
+
+
+def main(scratch: str) -> None:
+    """Print two lines: why relative, and why absolute mounts don't work; empty where they do."""
+    for name in ("source", "target"):
+        os.makedirs(os.path.join(scratch, name), exist_ok=True)  # noqa: PTH103, PTH118
+    os.makedirs(os.path.join(scratch, "source", "seen"), exist_ok=True)  # noqa: PTH103, PTH118
+    relative = _try(scratch, os.path.join(scratch, "target"))  # noqa: PTH118
+    absolute = relative or _try(scratch, "/elearn-probe/of/mounts")
+    sys.stdout.write(f"{relative}\n{absolute}\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,418 @@
+"""Tasks as processes of this machine that outlive the service that started them.
+
+Every task has a folder ``<root>/<id>`` with ``spec.json``, ``status.json`` and a lock that its keeper (:mod:`shared.local.shim`)
+holds while it lives. The files are the truth: any number of services may look at one root, and a restarted one finds
+everything again.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import shutil
+import signal as signals
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+
+from shared.errors import Conflict, ElearnError, Internal, Invalid, StorageFull
+from shared.local import shim
+from shared.local.identity import MARKER, boot_id, is_alive, kill_marked, open_pidfd, send, wait_ended
+from shared.local.spec import (
+    BindMount,
+    ProcessIdentity,
+    ProcessSpec,
+    ProcessStatus,
+    Removed,
+    Restart,
+    StoredSpec,
+    Synced,
+    is_id,
+)
+from shared.local.watching import Watcher
+
+__all__ = [
+    "BindMount",
+    "LocalProcesses",
+    "ProcessIdentity",
+    "ProcessSpec",
+    "ProcessStatus",
+    "Removed",
+    "Restart",
+    "Synced",
+    "end_all",
+    "processes_root",
+]
+
+_WATCHERS = ".watchers"
+_START_SECONDS = 30.0
+_STOP_MARGIN_SECONDS = 15.0  # past the grace: the keeper itself waits 10 s for what hangs in the kernel
+_FINALISE_SECONDS = 1.0
+_INHERITED = ("HOME", "LANG", "LD_LIBRARY_PATH", "PATH")  # what the keeper's own Python may need
+
+
+def processes_root(home: Path, room: str) -> Path:
+    """Where a room of this ELEARN_HOME keeps its processes; :func:`end_all` finds them there."""
+    return home / "processes" / room
+
+
+class LocalProcesses:
+    """The processes beneath one root.
+
+    Args:
+        root: their folder, absolute; made (0700) when the first one starts.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.resolve()
+
+    async def start(self, id: str, spec: ProcessSpec) -> ProcessStatus:
+        """Start a task unless there is one with this id already, living or finished, which is then returned as it is.
+
+        Returns when the task runs, or could not be started: then the state is ``failed`` and ``error`` says why.
+
+        Raises:
+            Invalid: the id or the spec can't be used.
+            StorageFull: no room to record it; nothing was started.
+        """
+        _check(id, spec)
+        return await asyncio.to_thread(self._start, id, spec)
+
+    async def stop(self, id: str, grace: float | None = None) -> ProcessStatus | None:
+        """End a task and everything it started; returns when all of it has gone, with its final status.
+
+        SIGTERM, after ``grace`` seconds (default: its spec's) SIGKILL. A task that has ended, or never was, is success.
+
+        Raises:
+            Internal: it can't be killed (it hangs in the kernel).
+        """
+        _check_id(id)
+        status = await asyncio.to_thread(self._ask_to_stop, id, grace)
+        if status is None or status.finished:
+            return status
+        if grace is None:
+            grace = (await asyncio.to_thread(_read_spec, self.root / id)).grace
+        if not await _ended(status.shim, grace + _STOP_MARGIN_SECONDS):
+            send(status.shim, signals.SIGKILL)
+            await _ended(status.shim, _STOP_MARGIN_SECONDS)
+        final = await asyncio.to_thread(self._refresh, id)
+        if final is not None and not final.finished:
+            raise Internal(f"process {id} (pid {final.shim.pid}) can't be ended")
+        return final
+
+    async def wait(self, id: str, timeout: float | None = None) -> ProcessStatus:
+        """Wait until a task has finished; its final status.
+
+        Raises:
+            TimeoutError: it has not within ``timeout`` seconds.
+            Conflict: there is no such task.
+        """
+        async with asyncio.timeout(timeout):
+            while True:
+                status = await self.status(id)
+                if status is None:
+                    raise Conflict(f"there is no process {id}")
+                if status.finished:
+                    return status
+                await _ended(status.shim, None)
+
+    async def status(self, id: str) -> ProcessStatus | None:
+        """How a task is; None when there is none."""
+        _check_id(id)
+        return await asyncio.to_thread(self._refresh, id)
+
+    async def list(self, prefix: str = "") -> tuple[ProcessStatus, ...]:
+        """All tasks whose id begins with ``prefix``, by id."""
+        return await asyncio.to_thread(self._list, prefix)
+
+    async def signal(self, id: str, number: signals.Signals) -> bool:
+        """Send a signal to a task's process group; False when it does not run now."""
+        _check_id(id)
+        status = await asyncio.to_thread(self._refresh, id)
+        if status is None or status.task is None or status.state != "running" or not is_alive(status.task):
+            return False
+        try:
+            os.killpg(status.task.pid, number)
+        except ProcessLookupError:
+            return False
+        return True
+
+    async def remove(self, id: str) -> None:
+        """Forget a finished task (its log stays where the spec put it); one that is not there is success.
+
+        Raises:
+            Conflict: it still runs.
+        """
+        _check_id(id)
+        await asyncio.to_thread(self._remove, id)
+
+    async def watch(self, resync: float = 10.0) -> AsyncIterator[ProcessStatus | Removed | Synced]:
+        """What is there, then :class:`Synced`, then every change; never ends.
+
+        Several changes of one task in quick succession may come as the last of them.
+
+        Args:
+            resync: seconds after which everything is looked at again, should a wake-up have been lost.
+        """
+        watcher = Watcher(self, resync)
+        try:
+            await watcher.open()
+            async for change in watcher.changes():
+                yield change
+        finally:
+            watcher.close()
+
+    # -- files; called in threads
+
+    def watchers(self) -> Path:
+        """The folder of the watchers' sockets."""
+        return self.root / _WATCHERS
+
+    def ids(self) -> tuple[str, ...]:
+        """The ids of all tasks recorded here."""
+        try:
+            return tuple(sorted(entry.name for entry in os.scandir(self.root) if is_id(entry.name)))
+        except FileNotFoundError:
+            return ()
+
+    def _list(self, prefix: str) -> tuple[ProcessStatus, ...]:
+        found = (self._refresh(id) for id in self.ids() if id.startswith(prefix))
+        return tuple(status for status in found if status is not None)
+
+    def _start(self, id: str, spec: ProcessSpec) -> ProcessStatus:
+        directory = self.root / id
+        known = self._refresh(id)
+        if known is not None:
+            return known
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _write_spec(directory, id, spec)
+        except OSError as problem:
+            raise StorageFull(f"can't record process {id}: {problem.strerror}") from problem
+        keeper = subprocess.run(  # noqa: PLW1510
+            [sys.executable, "-I", "-S", "-E", shim.__file__, str(directory)],
+            env={MARKER: str(directory), **{key: os.environ[key] for key in _INHERITED if key in os.environ}},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            timeout=_START_SECONDS,
+        )
+        until = time.monotonic() + _START_SECONDS
+        while (status := self._refresh(id)) is None:
+            # Another service is starting it at this very moment, and holds the lock: its status comes in milliseconds.
+            if keeper.returncode != shim.ALREADY_RUNNING or time.monotonic() > until:
+                raise _start_problem(id, directory, keeper.stderr)
+            time.sleep(0.005)
+        return status
+
+    def _ask_to_stop(self, id: str, grace: float | None) -> ProcessStatus | None:
+        status = self._refresh(id)
+        if status is None or status.finished:
+            return status
+        if grace is not None:
+            _write(self.root / id, "stop.json", msgspec.json.encode({"grace": grace}))
+        send(status.shim, signals.SIGTERM)
+        return status
+
+    def _refresh(self, id: str) -> ProcessStatus | None:
+        """The status, finalised first should its keeper have died without recording the end."""
+        directory = self.root / id
+        status = _read_status(directory)
+        if status is None:
+            spec = _read_spec_or_none(directory)
+            if spec is None or spec.boot == boot_id():
+                return None  # nothing recorded yet: it may be started
+            status = ProcessStatus(
+                id=id, state="starting", shim=ProcessIdentity(pid=1, started=0, boot=spec.boot)
+            )
+        if status.finished or is_alive(status.shim):
+            return status
+        return self._finalise(directory, status)
+
+    def _finalise(self, directory: Path, status: ProcessStatus) -> ProcessStatus:
+        try:
+            lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError:
+            return status  # removed meanwhile
+        try:
+            until = time.monotonic() + _FINALISE_SECONDS
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    # A child of the dead keeper that has not become the task yet, or another service doing the same.
+                    if time.monotonic() > until:
+                        return status
+                    time.sleep(0.005)
+            current = _read_status(directory) or status
+            if current.finished:
+                return current
+            kill_marked(str(directory))
+            known = current.state == "ending" and (
+                current.exit_code is not None or current.signal is not None
+            )
+            same_boot = current.shim.boot == boot_id()
+            why = "its keeper process was killed" if same_boot else "the machine was restarted"
+            final = msgspec.structs.replace(
+                current,
+                state="exited" if known else "lost",
+                finished_at=time.time(),
+                error=None if known else f"lost: {why}",
+            )
+            _write(directory, "status.json", msgspec.json.encode(final))
+        finally:
+            os.close(lock)
+        self.tell_watchers(status.id)
+        return final
+
+    def _remove(self, id: str) -> None:
+        directory = self.root / id
+        status = self._refresh(id)
+        if status is not None and not status.finished:
+            raise Conflict(f"process {id} still runs: stop it first")
+        grave = self.root / f".removed-{id}-{os.getpid()}-{time.monotonic_ns()}"
+        try:
+            directory.rename(grave)
+        except FileNotFoundError:
+            return
+        shutil.rmtree(grave)
+        self.tell_watchers(id)
+
+    def tell_watchers(self, id: str) -> None:
+        """Wake every watcher for one task: best effort."""
+        try:
+            folder = os.open(self.watchers(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return
+        try:
+            for name in os.listdir(folder):
+                with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+                    sender.setblocking(False)
+                    with contextlib.suppress(OSError):
+                        sender.sendto(id.encode(), f"/proc/self/fd/{folder}/{name}")
+        finally:
+            os.close(folder)
+
+
+def end_all(home: Path, grace: float = 5.0) -> int:
+    """End every task of an ELEARN_HOME, whichever room started it; how many were running.
+
+    Blocks until all have gone: up to ``grace`` seconds for those that honour SIGTERM, some more for the rest.
+    """
+    everything = (home / "processes").resolve()
+    rooms = [LocalProcesses(path) for path in everything.glob("*") if path.is_dir()]
+    running: dict[int, ProcessStatus] = {}
+    for room in rooms:
+        for id in room.ids():
+            status = room._ask_to_stop(id, grace)
+            if status is not None and not status.finished:
+                descriptor = open_pidfd(status.shim)
+                if descriptor is not None:
+                    running[descriptor] = status
+    if running and not wait_ended(list(running), grace + 2.0):
+        for status in running.values():
+            send(status.shim, signals.SIGKILL)
+        wait_ended(list(running), 5.0)
+    for descriptor in running:
+        os.close(descriptor)
+    kill_marked(str(everything), beneath=True)
+    for room in rooms:
+        room._list("")  # finalises those whose keeper had to be killed
+    return len(running)
+
+
+async def _ended(identity: ProcessIdentity, timeout: float | None) -> bool:
+    """Wait until a process has ended; False when it has not within ``timeout`` seconds."""
+    descriptor = open_pidfd(identity)
+    if descriptor is None:
+        return True
+    loop = asyncio.get_running_loop()
+    ended = loop.create_future()
+    loop.add_reader(descriptor, lambda: ended.done() or ended.set_result(None))
+    try:
+        async with asyncio.timeout(timeout):
+            await ended
+    except TimeoutError:
+        return False
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+    return True
+
+
+def _check_id(id: str) -> None:
+    if not is_id(id):
+        raise Invalid.field(
+            "id", f"{id!r} can't name a process: letters, digits, dot, dash and underscore, up to 200"
+        )
+
+
+def _check(id: str, spec: ProcessSpec) -> None:
+    _check_id(id)
+    if not spec.argv or not spec.argv[0]:
+        raise Invalid.field("command", "is empty")
+    for text in (*spec.argv, *spec.env, *spec.env.values(), spec.cwd, spec.log):
+        if "\0" in text:
+            raise Invalid.field("command", "a command or an environment can't hold a zero byte")
+    for name, path in (("cwd", spec.cwd), ("log", spec.log)):
+        if not Path(path).is_absolute():
+            raise Invalid.field(name, f"{path} is not an absolute path")
+
+
+def _read_status(directory: Path) -> ProcessStatus | None:
+    try:
+        return msgspec.json.decode((directory / "status.json").read_bytes(), type=ProcessStatus)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _read_spec(directory: Path) -> StoredSpec:
+    return msgspec.json.decode((directory / "spec.json").read_bytes(), type=StoredSpec)
+
+
+def _read_spec_or_none(directory: Path) -> StoredSpec | None:
+    try:
+        return _read_spec(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _write_spec(directory: Path, id: str, spec: ProcessSpec) -> None:
+    """Write the spec unless there is one: whoever comes first decides what runs."""
+    fields = {name: getattr(spec, name) for name in spec.__struct_fields__}
+    fields["env"] = {**spec.env, MARKER: str(directory)}
+    stored = StoredSpec(id=id, boot=boot_id(), **fields)
+    descriptor, temporary = tempfile.mkstemp(prefix="spec.", dir=directory)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(msgspec.json.encode(stored))
+        with contextlib.suppress(FileExistsError):
+            os.link(temporary, directory / "spec.json")
+    finally:
+        Path(temporary).unlink()
+
+
+def _write(directory: Path, name: str, content: bytes) -> None:
+    descriptor, temporary = tempfile.mkstemp(prefix=f"{name}.", dir=directory)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    Path(temporary).rename(directory / name)
+
+
+def _start_problem(id: str, directory: Path, output: bytes) -> ElearnError:
+    with contextlib.suppress(OSError):
+        output += (directory / "shim.log").read_bytes()
+    lines = output.decode("utf-8", "replace").strip().splitlines()
+    last = lines[-1] if lines else "its keeper ended without a word"
+    if "No space left" in last or "Disk quota" in last:
+        return StorageFull(f"can't start process {id}: {last}")
+    return Internal(f"can't start process {id}: {last}")
