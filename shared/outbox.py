@@ -111,7 +111,7 @@ class Relay:
                 return
             await transaction.execute(
                 "INSERT INTO outbox_stream (identity) VALUES ($1)"
-                " ON CONFLICT (only) DO UPDATE SET identity = excluded.identity",
+                " ON CONFLICT (singleton) DO UPDATE SET identity = excluded.identity",
                 identity,
             )
             if known is not None:

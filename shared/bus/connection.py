@@ -46,7 +46,7 @@ class Connection:
                     name=f"elearn-{self.name}",
                     inbox_prefix=self.inbox_prefix,
                     max_reconnect_attempts=-1,
-                    reconnect_time_wait=0.25,
+                    reconnect_time_wait=1,
                     connect_timeout=3,
                     ping_interval=20,
                     max_outstanding_pings=2,

@@ -14,7 +14,7 @@ CREATE INDEX outbox_recorded ON outbox (recorded_at);
 
 -- Which stream the rows were published to: another one means that they must be published again.
 CREATE TABLE outbox_stream (
-    only       boolean PRIMARY KEY DEFAULT true CHECK (only),
+    singleton  boolean PRIMARY KEY DEFAULT true CHECK (singleton),
     identity   text NOT NULL
 );
 
