@@ -5,7 +5,7 @@
 * :meth:`Bus.events` reads lifecycle events (:mod:`shared.bus.events`).
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from datetime import datetime
 from typing import TypeVar
 
@@ -43,7 +43,7 @@ class Bus:
 
     def events(
         self, *, since: int | datetime | None = None, subject: str = f"{PREFIX}.>"
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncGenerator[Event, None]:
         """Read lifecycle events; see :func:`shared.bus.events.read_events`."""
         return events.read_events(self._connection, since=since, subject=subject)
 

@@ -1,7 +1,7 @@
 """Reading lifecycle events from the stream: a replay, then what happens from now on."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from datetime import UTC, datetime
 from typing import Final
 
@@ -26,7 +26,7 @@ _INACTIVE: Final = 60.0
 
 async def read_events(
     connection: Connection, *, since: int | datetime | None, subject: str
-) -> AsyncIterator[Event]:
+) -> AsyncGenerator[Event, None]:
     """Events for ever, in the stream's order, none twice.
 
     Args:

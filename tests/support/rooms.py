@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import nats
 import pytest
@@ -115,28 +115,23 @@ async def event_where(
 ) -> Event:
     """The first event on ``subject`` after ``since`` for which ``holds``."""
     async with asyncio.timeout(timeout):
-        async with contextlib.aclosing(_events(bus, subject, since)) as events:
+        async with contextlib.aclosing(bus.events(since=since, subject=subject)) as events:
             async for event in events:
                 if holds(event):
                     return event
     raise AssertionError("unreachable")
 
 
-async def _events(bus: Bus, subject: str, since: int) -> AsyncIterator[Event]:
-    async for event in bus.events(since=since, subject=subject):
-        yield event
-
-
 async def until(read: Callable[[], Awaitable[T]], holds: Callable[[T], bool], *, timeout: float = 15.0) -> T:
     """Read again and again until what is read holds; away services are waited for."""
-    last: Any = None
+    last: T | None = None
     try:
         async with asyncio.timeout(timeout):
             while True:
                 with contextlib.suppress(Unavailable):
-                    last = await read()
-                    if holds(last):
-                        return last
+                    last = found = await read()
+                    if holds(found):
+                        return found
                 await asyncio.sleep(0.02)
     except TimeoutError:
         raise AssertionError(f"not within {timeout} s; last seen: {last!r}") from None
