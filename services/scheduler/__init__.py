@@ -1,0 +1,1 @@
+"""The scheduler room: trainings from submit to the last freed GPU."""

@@ -1,0 +1,1 @@
+"""What runs in a training: the port and one driver per framework."""
