@@ -13,9 +13,7 @@ from sklearn.model_selection import train_test_split
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for digits.npz; made if missing")
     out: Path = parser.parse_args().out
 

@@ -23,6 +23,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-STEPS_A_CALL = (
-    12  # steps a worker does for one call of the chief: a call costs more than a step of a model this small
-)
+STEPS_A_CALL = 12  # steps a worker does for one call of the chief: a call costs more than a step of a model this small
 
 
 class Termination:
@@ -72,9 +71,7 @@ def say(text: str) -> None:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with digits.npz (see prepare.py)")
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints, logs and export")
     parser.add_argument("--epochs", type=int, default=25, help="passes over the training data (25)")
@@ -83,9 +80,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, default=3e-3, help="of Adam (0.003)")
     parser.add_argument("--checkpoint-every", type=int, default=5, metavar="EPOCHS", help="(5)")
     parser.add_argument("--threads", type=int, default=1, help="of one operation; the model is small (1)")
-    parser.add_argument(
-        "--step-delay", type=float, default=0.0, metavar="SECONDS", help="make it last longer (0)"
-    )
+    parser.add_argument("--step-delay", type=float, default=0.0, metavar="SECONDS", help="make it last longer (0)")
     args = parser.parse_args()
     for name in ("epochs", "steps", "batch", "checkpoint_every", "threads"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
@@ -143,10 +138,7 @@ def train(args: argparse.Namespace, cluster: dict[str, list[str]], termination: 
     coordinator: Any = None
     strategy = tf.distribute.get_strategy()  # of one process, unless there is a cluster
     if cluster:
-        say(
-            "waiting for the cluster: "
-            + ", ".join(f"{len(cluster[role])} {role}" for role in sorted(cluster))
-        )
+        say("waiting for the cluster: " + ", ".join(f"{len(cluster[role])} {role}" for role in sorted(cluster)))
         resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
         strategy = tf.distribute.ParameterServerStrategy(resolver)
         coordinator = tf.distribute.coordinator.ClusterCoordinator(strategy)
@@ -246,9 +238,11 @@ def main() -> None:
     try:
         train(args, cluster, termination)
     except tf.errors.OpError as error:
+        if not isinstance(error, tf.errors.UnavailableError | tf.errors.AbortedError):
+            traceback.print_exc()
         # A lost worker is waited for, so this is a parameter server, and with it the variables are gone.
         # The next start goes on from the last checkpoint.
-        print(f"the cluster is lost: {error.message.splitlines()[0]}", file=sys.stderr)
+        print(f"the training is lost: {error.message.splitlines()[0]}", file=sys.stderr)
         leave(128 + signal.SIGTERM if termination.asked.is_set() else 1)
     leave(0)
 

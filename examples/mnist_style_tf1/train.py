@@ -55,9 +55,7 @@ def export(data):
 
 def main(_):
     if FLAGS.job_name:
-        cluster = tf.train.ClusterSpec(
-            {"ps": FLAGS.ps_hosts.split(","), "worker": FLAGS.worker_hosts.split(",")}
-        )
+        cluster = tf.train.ClusterSpec({"ps": FLAGS.ps_hosts.split(","), "worker": FLAGS.worker_hosts.split(",")})
         server = tf.train.Server(cluster, job_name=FLAGS.job_name, task_index=FLAGS.task_index)
         if FLAGS.job_name == "ps":
             server.join()
@@ -126,9 +124,7 @@ if __name__ == "__main__":
     parser.add_argument("--job_name", default="", choices=["", "ps", "worker"], help="Empty: one process")
     parser.add_argument("--task_index", type=int, default=0, help="Index of the task within its job")
     # Flags for the training
-    parser.add_argument(
-        "--data_dir", default="data", help="Folder with digits.npz (see ../digits/prepare.py)"
-    )
+    parser.add_argument("--data_dir", default="data", help="Folder with digits.npz (see ../digits/prepare.py)")
     parser.add_argument("--log_dir", default="logs", help="Folder for checkpoints, summaries and export/")
     parser.add_argument("--train_steps", type=int, default=1000, help="Global steps")
     parser.add_argument("--batch_size", type=int, default=64)

@@ -64,7 +64,7 @@ class ClusterByHand:
         self.end()
 
     def start(self, name: str) -> None:
-        """Start a task, or start it again on its address once it has ended; its log is appended to."""
+        """Start a task, or start it again on its address once it has ended; its log goes on then."""
         role, _, index = name.rpartition("-")
         values = {"role": role, "index": index}
         values |= {f"{each}_hosts": ",".join(self.hosts.get(each, [])) for each in ("chief", "worker", "ps")}
@@ -74,7 +74,7 @@ class ClusterByHand:
             task = {"type": role, "index": int(index)}
             env = {**env, "TF_CONFIG": json.dumps({"cluster": self.hosts, "task": task})}
         self._logs.mkdir(parents=True, exist_ok=True)
-        with (self._logs / f"{name}.log").open("ab") as log:
+        with (self._logs / f"{name}.log").open("ab" if name in self._processes else "wb") as log:
             self._processes[name] = subprocess.Popen(
                 command, cwd=self._cwd, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
