@@ -13,8 +13,11 @@ from elearn.up.errors import HomeError
 T = TypeVar("T")
 
 
-def write_atomically(path: Path, content: bytes, mode: int = 0o600) -> None:
+def write_atomically(path: Path, content: bytes, mode: int = 0o600, *, durable: bool = True) -> None:
     """Put ``content`` at ``path`` under a name of its own first, so that no reader sees half of it.
+
+    Args:
+        durable: whether it must also survive a power failure.
 
     Raises:
         OSError: no room, no right.
@@ -23,8 +26,9 @@ def write_atomically(path: Path, content: bytes, mode: int = 0o600) -> None:
     try:
         with open(os.open(making, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:  # noqa: PTH123
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         making.replace(path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):

@@ -94,9 +94,7 @@ def choose(
     if allowed(inside):
         return inside
     if uid != 0:
-        raise AccountError(
-            f"PostgreSQL needs a named account and user id {uid} has none here: add it to /etc/passwd"
-        )
+        raise AccountError(f"PostgreSQL needs a named account and user id {uid} has none here: add it to /etc/passwd")
     return Identity(kind="account", uid=first.uid, gid=first.gid)
 
 

@@ -59,41 +59,60 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
         return self.identity.command(program, end_with=end_with)
 
 
+class Settled(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The record of a place outside the home."""
+
+    identity: Identity
+    folder: Path
+
+
+def _record(folder: Path) -> Path:
+    return folder / "place.json"
+
+
+def data_folder(folder: Path) -> Path:
+    """Where the data of the server of ``folder`` lies, if there is any."""
+    settled = read_struct(_record(folder), Settled)
+    return ((settled.folder if settled else folder) / "data").resolve()
+
+
 def place(folder: Path, chosen: Identity, account_root: Path = ACCOUNT_ROOT) -> Place:
     """Settle where the server of ``folder`` lies and make it reachable for ``chosen``.
 
-    Data begun under an account of its own stays there. Data that lies in ``folder`` while only
-    another account may run it is moved to ``account_root``, beside a copy of the program.
+    What once had to move out to ``account_root``, beside a copy of the program, because only another
+    account may run it, stays there.
 
     Raises:
         HomeError: no room, or no right to write there.
         MissingPartError: the wheel is not installed.
     """
     packages = binaries.postgres_packages()
-    record = folder / "identity.json"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        known = read_struct(record, Identity)
-        if known is not None and known.kind == "account" and os.geteuid() == 0:
-            chosen = known
-        if chosen.kind != "account":
+        settled = read_struct(_record(folder), Settled)
+        if settled is None and chosen.kind != "account":
             return Place(identity=chosen, packages=packages, folder=folder)
-        outside = account_root / hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
         account_root.mkdir(mode=0o755, parents=True, exist_ok=True)
         copied = _copy_program(packages, account_root)
-        outside.mkdir(mode=0o700, exist_ok=True)
-        if (folder / "data").exists() and not (outside / "data").exists():
-            moving = outside / "data.moving"
-            shutil.rmtree(moving, ignore_errors=True)
-            shutil.copytree(folder / "data", moving, symlinks=True)
-            _give(moving, chosen)
-            moving.rename(outside / "data")
-            shutil.rmtree(folder / "data")
-        os.chown(outside, chosen.uid, chosen.gid)
-        write_atomically(record, msgspec.json.encode(chosen))
-        return Place(identity=chosen, packages=copied, folder=outside)
+        if settled is None:
+            settled = _move_out(folder, chosen, account_root)
+        return Place(identity=settled.identity, packages=copied, folder=settled.folder)
     except OSError as error:
         raise HomeError(f"can't prepare PostgreSQL's folder: {error}") from error
+
+
+def _move_out(folder: Path, chosen: Identity, account_root: Path) -> Settled:
+    outside = account_root / hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
+    shutil.rmtree(outside, ignore_errors=True)  # without a record: half made, or of a home removed since
+    outside.mkdir(mode=0o700)
+    if (folder / "data").exists():
+        shutil.copytree(folder / "data", outside / "data", symlinks=True)
+    for path in (outside, *outside.rglob("*")):
+        os.chown(path, chosen.uid, chosen.gid, follow_symlinks=False)
+    settled = Settled(identity=chosen, folder=outside)
+    write_atomically(_record(folder), msgspec.json.encode(settled))
+    shutil.rmtree(folder / "data", ignore_errors=True)
+    return settled
 
 
 def _copy_program(packages: Path, account_root: Path) -> Path:
@@ -121,8 +140,3 @@ def _copy_program(packages: Path, account_root: Path) -> Path:
         if not target.is_dir():  # otherwise another `elearn up` was quicker: its copy is as good
             raise
     return target
-
-
-def _give(folder: Path, to: Identity) -> None:
-    for path in (folder, *folder.rglob("*")):
-        os.chown(path, to.uid, to.gid, follow_symlinks=False)

@@ -5,15 +5,16 @@ import contextlib
 import os
 import shutil
 import signal
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import asyncpg
 
+from elearn.up import proc
 from elearn.up.errors import HomeError, StartError
 from elearn.up.files import write_atomically
 from elearn.up.place import Place
+from shared.local.identity import ProcessIdentity, identify
 
 # Sized for five services with small pools on a laptop: few processes, few wake-ups, little memory.
 SETTINGS: Mapping[str, str] = {
@@ -54,6 +55,7 @@ SETTINGS: Mapping[str, str] = {
 _HBA = "host all all 127.0.0.1/32 scram-sha-256\n"
 _NOT_YET = (
     OSError,
+    TimeoutError,
     asyncpg.CannotConnectNowError,
     asyncpg.ConnectionDoesNotExistError,
     asyncpg.ConnectionFailureError,
@@ -138,50 +140,61 @@ def environment() -> dict[str, str]:
     return {"PATH": "/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC"}
 
 
-def processes(data: Path) -> list[int]:
-    """The ids of every process that works in this data directory, the postmaster's children included."""
+def processes(data: Path) -> list[ProcessIdentity]:
+    """Every process that works in this data directory, the postmaster's children included."""
     found = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
+    for pid in proc.all_pids():
+        entry = Path(f"/proc/{pid}")
         with contextlib.suppress(OSError):
             if (entry / "comm").read_text().strip() == "postgres" and (entry / "cwd").readlink() == data:
-                found.append(int(entry.name))
+                process = identify(pid)
+                if process is not None:
+                    found.append(process)
     return found
 
 
-def clear_stale(where: Place) -> None:
-    """After a postmaster's violent death: end what is left of it, so that the next one may start at once.
+def masters(data: Path) -> list[ProcessIdentity]:
+    """Those of :func:`processes` that a signal to end may be sent to: the postmaster, or orphans."""
+    found = processes(data)
+    pids = {each.pid for each in found}
+    return [each for each in found if proc.parent(each.pid) not in pids]
 
-    Its process id may meanwhile belong to any other program, for which PostgreSQL would refuse to start.
-    Committed work is in the write-ahead log: ending the remains loses nothing.
+
+def end_remains(data: Path) -> None:
+    """After the postmaster's end, violent or not: kill what is left of it.
+
+    Committed work is in the write-ahead log, so nothing is lost; what is left would keep its successor out.
     """
-    data = where.data.resolve()
-    for pid in processes(data):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    deadline = time.monotonic() + 5
-    while processes(data) and time.monotonic() < deadline:
-        time.sleep(0.005)
+    remains = processes(data)
+    if remains:
+        proc.end(remains, 5.0, signal.SIGKILL)
+
+
+def clear_stale(where: Place) -> None:
+    """Before a start: end what is left of a predecessor, and forget its process id.
+
+    The id may meanwhile belong to any other program, and PostgreSQL would refuse to start beside it.
+    """
+    end_remains(where.data.resolve())
     (where.data / "postmaster.pid").unlink(missing_ok=True)
 
 
-def url(user: str, password: str, port: int, database: str) -> str:
-    return f"postgresql://{user}:{password}@127.0.0.1:{port}/{database}"
+async def answers(superuser_url: str, timeout: float = 5.0) -> bool:
+    """Whether the server takes connections now."""
+    try:
+        connection = await asyncpg.connect(superuser_url, timeout=timeout)
+    except _NOT_YET:
+        return False
+    await connection.close()
+    return True
 
 
 async def ready(superuser_url: str, timeout: float = 30.0) -> None:
-    """Wait until the server answers.
+    """Wait until the server takes connections.
 
     Raises:
         TimeoutError: it did not within ``timeout`` seconds.
     """
     async with asyncio.timeout(timeout):
-        while True:
-            try:
-                connection = await asyncpg.connect(superuser_url, timeout=timeout)
-            except _NOT_YET:
-                await asyncio.sleep(0.02)
-                continue
-            await connection.close()
-            return
+        while not await answers(superuser_url, timeout):
+            await asyncio.sleep(0.02)

@@ -1,0 +1,178 @@
+"""nats-server with JetStream on loopback: a user per service, and one for pipelines and operations."""
+
+import asyncio
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from elearn.up import binaries
+from elearn.up.files import write_atomically
+from shared.contracts.event import DEAD_STREAM, PREFIX, STREAM
+
+OPERATIONS = "elearn"
+"""The user for data pipelines and operations: tells that data arrived, reads everything that happens."""
+
+_MEGABYTE = 2**20
+_JETSTREAM_READS = (
+    "$JS.API.INFO",
+    "$JS.API.STREAM.NAMES",
+    "$JS.API.STREAM.LIST",
+    *(
+        f"$JS.API.{verb}.{stream}{rest}"
+        for stream in (STREAM, DEAD_STREAM)
+        for verb, rest in (
+            ("STREAM.INFO", ""),
+            ("STREAM.MSG.GET", ""),
+            ("DIRECT.GET", ""),
+            ("DIRECT.GET", ".>"),
+            ("CONSUMER.NAMES", ""),
+            ("CONSUMER.LIST", ""),
+            ("CONSUMER.INFO", ".*"),
+            ("CONSUMER.CREATE", ""),
+            ("CONSUMER.CREATE", ".>"),
+            ("CONSUMER.DURABLE.CREATE", ".*"),
+            ("CONSUMER.MSG.NEXT", ".*"),
+            ("CONSUMER.DELETE", ".*"),
+        )
+    ),
+    f"$JS.ACK.{STREAM}.>",
+    f"$JS.ACK.{DEAD_STREAM}.>",
+    f"$JS.FC.{STREAM}.>",
+)
+
+
+class Permissions(msgspec.Struct, frozen=True, kw_only=True):
+    """The subjects a user may publish to and subscribe to."""
+
+    publish: tuple[str, ...]
+    subscribe: tuple[str, ...]
+    publish_never: tuple[str, ...] = ()
+
+
+def inbox(user: str) -> str:
+    """The prefix of the subjects on which a service's requests are answered; nobody else may listen there."""
+    return f"_INBOX_{user}"
+
+
+def service_permissions(name: str, services: tuple[str, ...]) -> Permissions:
+    """What a service needs: events both ways, requests to others, answers under its own name alone."""
+    return Permissions(
+        publish=(
+            f"{PREFIX}.>",
+            "elearn.dead.>",
+            "elearn.rpc.>",
+            "$SRV.>",
+            "$JS.API.>",
+            "$JS.ACK.>",
+            "$JS.FC.>",
+            *(f"{inbox(other)}.>" for other in services),
+            "_INBOX.>",  # whoever asks with an ordinary client, `nats micro ls` for one
+        ),
+        subscribe=(
+            f"{PREFIX}.>",
+            "elearn.dead.>",
+            f"elearn.rpc.{name}.>",
+            "$SRV.*",
+            f"$SRV.*.{name}",
+            f"$SRV.*.{name}.*",
+            "$JS.EVENT.ADVISORY.>",
+            f"{inbox(name)}.>",
+        ),
+    )
+
+
+def operations_permissions(services: tuple[str, ...]) -> Permissions:
+    """What pipelines and operations need; a service's own durable consumers are out of their reach."""
+    return Permissions(
+        publish=(
+            f"{PREFIX}.data.arrived.>",
+            *(f"$SRV.{verb}{rest}" for verb in ("PING", "INFO", "STATS") for rest in ("", ".>")),
+            *_JETSTREAM_READS,
+        ),
+        subscribe=(f"{PREFIX}.>", "$JS.EVENT.ADVISORY.>", "_INBOX.>", f"{inbox(OPERATIONS)}.>"),
+        publish_never=tuple(
+            f"$JS.API.CONSUMER.{verb}.{STREAM}.{name}{rest}"
+            for name in services
+            for verb, rest in (
+                ("CREATE", ""),
+                ("CREATE", ".>"),
+                ("DURABLE.CREATE", ""),
+                ("MSG.NEXT", ""),
+                ("DELETE", ""),
+            )
+        ),
+    )
+
+
+def permissions(services: tuple[str, ...]) -> dict[str, Permissions]:
+    """Every user's permissions."""
+    return {
+        **{name: service_permissions(name, services) for name in services},
+        OPERATIONS: operations_permissions(services),
+    }
+
+
+def config(port: int, store: Path, passwords: Mapping[str, str], services: tuple[str, ...]) -> str:
+    """The text of nats-server's configuration file (JSON is a subset of its language)."""
+    users = []
+    for user, allowed in permissions(services).items():
+        publish: dict[str, object] = {"allow": list(allowed.publish)}
+        if allowed.publish_never:
+            publish["deny"] = list(allowed.publish_never)
+        users.append(
+            {
+                "user": user,
+                "password": passwords[user],
+                "permissions": {"publish": publish, "subscribe": {"allow": list(allowed.subscribe)}},
+            }
+        )
+    return json.dumps(
+        {
+            "host": "127.0.0.1",
+            "port": port,
+            "server_name": "elearn",
+            "max_payload": 8 * _MEGABYTE,
+            "max_connections": 1000,
+            "ping_interval": "60s",
+            "lame_duck_duration": "30s",
+            "jetstream": {
+                "store_dir": str(store),
+                "max_memory_store": 64 * _MEGABYTE,
+                "max_file_store": 10 * 1024 * _MEGABYTE,
+            },
+            "authorization": {"users": users},
+        },
+        indent=2,
+    )
+
+
+def write_config(folder: Path, port: int, passwords: Mapping[str, str], services: tuple[str, ...]) -> list[str]:
+    """Write the configuration and the operations user's address below ``folder``, for their owner's eyes.
+
+    Returns:
+        The arguments that start the server in the foreground.
+    """
+    path = folder / "nats.conf"
+    write_atomically(path, config(port, folder / "data", passwords, services).encode())
+    write_atomically(folder / "url", f"{url(OPERATIONS, passwords[OPERATIONS], port)}\n".encode())
+    return [str(binaries.nats_server()), "--config", str(path)]
+
+
+def url(user: str, password: str, port: int) -> str:
+    """The address of the server for a user."""
+    return f"nats://{user}:{password}@127.0.0.1:{port}"
+
+
+async def greets(port: int, timeout: float = 5.0) -> bool:
+    """Whether a nats-server answers there; it does so only once JetStream has recovered its streams."""
+    try:
+        async with asyncio.timeout(timeout):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            try:
+                return (await reader.readexactly(5)) == b"INFO "
+            finally:
+                writer.close()
+    except (OSError, TimeoutError, asyncio.IncompleteReadError):
+        return False
