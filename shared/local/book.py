@@ -58,9 +58,7 @@ class Book:
         try:
             found = os.fstat(folder)
             if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
-                raise Unavailable(
-                    f"{self._directory} is not a folder of ours alone: remove it, or have it removed"
-                )
+                raise Unavailable(f"{self._directory} is not a folder of ours alone: remove it, or have it removed")
             fcntl.flock(folder, fcntl.LOCK_EX)
             path = self._directory / "claims.json"
             book = OpenBook(_read(path), str(alive))
@@ -128,9 +126,7 @@ def _read(path: Path) -> dict[str, Claim]:
     except FileNotFoundError:
         return {}
     except msgspec.MsgspecError as problem:
-        raise Unavailable(
-            f"{path} can't be read ({problem}): remove it when no elearn of yours runs"
-        ) from problem
+        raise Unavailable(f"{path} can't be read ({problem}): remove it when no elearn of yours runs") from problem
 
 
 def _write(path: Path, claims: dict[str, Claim]) -> None:

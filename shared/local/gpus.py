@@ -53,8 +53,7 @@ def environment(gpus: Sequence[Gpu]) -> dict[str, str]:
     return {
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "CUDA_VISIBLE_DEVICES": ",".join(str(gpu.index) if gpu.fake else gpu.uuid for gpu in gpus),
-        "NVIDIA_VISIBLE_DEVICES": ",".join(str(gpu.index) if gpu.fake else gpu.uuid for gpu in gpus)
-        or "none",
+        "NVIDIA_VISIBLE_DEVICES": ",".join(str(gpu.index) if gpu.fake else gpu.uuid for gpu in gpus) or "none",
     }
 
 
@@ -63,9 +62,7 @@ def _fake(setting: str) -> tuple[Gpu, ...]:
     if match is None:
         raise Invalid.field("ELEARN_FAKE_GPUS", f"{setting!r} is neither a number nor NUMBER:NAME")
     name = match[2] or "fake"
-    return tuple(
-        Gpu(index=index, uuid=f"fake-{index}", name=name, memory=16 * 2**30) for index in range(int(match[1]))
-    )
+    return tuple(Gpu(index=index, uuid=f"fake-{index}", name=name, memory=16 * 2**30) for index in range(int(match[1])))
 
 
 def _nvml() -> tuple[Gpu, ...]:

@@ -195,9 +195,7 @@ class Ledger:
             StorageFull: they can't be written.
             Internal: the file can't be read.
         """
-        lock = os.open(
-            self._path.with_name(self._path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
-        )
+        lock = os.open(self._path.with_name(self._path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             before = self._read()
@@ -258,9 +256,7 @@ def _totals(requests: Sequence[Request]) -> tuple[float, int, int]:
 
 def _free_gpus(machine: Machine, entries: Entries, others: dict[str, str]) -> tuple[int, ...]:
     taken = {index for grant in entries.grants.values() for part in grant.parts for index in part.gpus}
-    return tuple(
-        gpu.index for gpu in machine.gpus if gpu.index not in taken and f"gpu:{gpu.uuid}" not in others
-    )
+    return tuple(gpu.index for gpu in machine.gpus if gpu.index not in taken and f"gpu:{gpu.uuid}" not in others)
 
 
 def _decide(
@@ -276,9 +272,7 @@ def _decide(
     used_cpu, used_memory, _ = _used(entries)
     free = list(_free_gpus(machine, entries, others))
     if gpus > len(free):
-        return _shortage(
-            "gpu", gpus, len(free), len(machine.gpus), entries, tuple(sorted(set(others.values())))
-        )
+        return _shortage("gpu", gpus, len(free), len(machine.gpus), entries, tuple(sorted(set(others.values()))))
     if memory > machine.memory - used_memory:
         return _shortage("memory", memory, machine.memory - used_memory, machine.memory, entries)
     if cpu > machine.cpu - used_cpu + _ROUNDING:

@@ -3,6 +3,8 @@
 Standard library only, and no neighbours: the shim imports it in the forked child that becomes the task, and
 ``python -I -S -E mounting.py SCRATCH`` is the probe that tries for real what this machine allows.
 """
+# ruff: noqa: PTH102, PTH103, PTH110, PTH112, PTH118, PTH120, PTH123, PTH208, PTH211
+# pathlib would cost the shim's child more than all the mounts.
 
 import ctypes
 import errno
@@ -42,7 +44,7 @@ class Bind(NamedTuple):
 
 
 class _MountAttr(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_uint64) for name in ("attr_set", "attr_clr", "propagation", "userns_fd")]  # noqa: RUF012
+    _fields_ = [(name, ctypes.c_uint64) for name in ("attr_set", "attr_clr", "propagation", "userns_fd")]
 
 
 def enter(binds: Sequence[Bind]) -> None:
@@ -91,14 +93,12 @@ def _unshare() -> None:
         ("uid_map", f"{user} {user} 1"),
         ("gid_map", f"{group} {group} 1"),
     ):
-        with open(f"/proc/self/{name}", "w", encoding="ascii") as file:  # noqa: PTH123
+        with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
             file.write(content)
 
 
 def _mount(source: str, target: str, flags: int, what: str, kind: str = "", data: str = "") -> None:
-    result = _libc.mount(
-        source.encode(), os.fsencode(target), kind.encode() or None, flags, data.encode() or None
-    )
+    result = _libc.mount(source.encode(), os.fsencode(target), kind.encode() or None, flags, data.encode() or None)
     if result != 0:
         raise OSError(f"can't mount {what}: {os.strerror(ctypes.get_errno())}")
 
@@ -126,7 +126,7 @@ def _make_read_only(target: str) -> None:
 
 def _mount_points_at(target: str) -> list[str]:
     found = []
-    with open("/proc/self/mountinfo", "rb") as file:  # noqa: PTH123
+    with open("/proc/self/mountinfo", "rb") as file:
         for line in file:
             point = os.fsdecode(line.split()[4].decode("unicode_escape").encode("latin-1"))
             if point == target or point.startswith(target.rstrip("/") + "/"):
@@ -138,10 +138,10 @@ def _missing(binds: Sequence[Bind]) -> dict[str, list[str]]:
     """The targets that don't exist, by the deepest directory above them that does."""
     missing: dict[str, list[str]] = {}
     for bind in binds:
-        if not os.path.isdir(bind.target):  # noqa: PTH112
-            above = os.path.dirname(bind.target)  # noqa: PTH120
-            while not os.path.isdir(above):  # noqa: PTH112
-                above = os.path.dirname(above)  # noqa: PTH120
+        if not os.path.isdir(bind.target):
+            above = os.path.dirname(bind.target)
+            while not os.path.isdir(above):
+                above = os.path.dirname(above)
             missing.setdefault(above, []).append(bind.target)
     return missing
 
@@ -151,25 +151,25 @@ def _mirror(directory: str, stage: str, root: str, targets: Sequence[str]) -> No
 
     So that a mount point can appear in a directory that can't be written.
     """
-    names = sorted(os.listdir(directory))  # noqa: PTH208
+    names = sorted(os.listdir(directory))
     if len(names) > _MOST_MIRRORED:
         raise OSError(f"can't make {targets[0]}: {directory} holds more than {_MOST_MIRRORED} entries")
-    held = [(name, os.open(os.path.join(directory, name), os.O_PATH | os.O_NOFOLLOW)) for name in names]  # noqa: PTH118
+    held = [(name, os.open(os.path.join(directory, name), os.O_PATH | os.O_NOFOLLOW)) for name in names]
     _mount("elearn", stage, _MS_NOSUID | _MS_NODEV, f"a memory file system at {stage}", "tmpfs", "mode=0755")
     for name, descriptor in held:
-        path = os.path.join(stage, name)  # noqa: PTH118
+        path = os.path.join(stage, name)
         kind = os.fstat(descriptor).st_mode & 0o170000
         if kind == 0o120000:
             os.symlink(os.readlink("", dir_fd=descriptor), path)
         else:
             if kind == 0o040000:
-                os.mkdir(path)  # noqa: PTH102
+                os.mkdir(path)
             else:
                 os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
             _mount(f"/proc/self/fd/{descriptor}", path, _MS_BIND | _MS_REC, f"{directory}/{name}")
         os.close(descriptor)
     for target in targets:
-        os.makedirs(root + target, exist_ok=True)  # noqa: PTH103
+        os.makedirs(root + target, exist_ok=True)
 
 
 def _pivot(root: str) -> None:
@@ -188,17 +188,17 @@ def _pivot_root_number() -> int:
 
 def _try(scratch: str, target: str) -> str:
     """Bind a folder read-only at ``target`` in a child; what went wrong in words, or nothing."""
-    source = os.path.join(scratch, "source")  # noqa: PTH118
+    source = os.path.join(scratch, "source")
     told, telling = os.pipe()
     pid = os.fork()
     if pid == 0:
         words = ""
         try:
             enter([Bind(source, target, True)])
-            if not os.path.exists(os.path.join(target, "seen")):  # noqa: PTH110, PTH118
+            if not os.path.exists(os.path.join(target, "seen")):
                 words = "the mount does not show its source"
             try:
-                os.mkdir(os.path.join(target, "written"))  # noqa: PTH102, PTH118
+                os.mkdir(os.path.join(target, "written"))
                 words = "a read-only mount could be written"
             except OSError as problem:
                 if problem.errno != errno.EROFS:
@@ -208,20 +208,20 @@ def _try(scratch: str, target: str) -> str:
         os.write(telling, words.encode())
         os._exit(0)
     os.close(telling)
-    words = b""
+    answer = b""
     while chunk := os.read(told, 4096):
-        words += chunk
+        answer += chunk
     os.waitpid(pid, 0)
     os.close(told)
-    return words.decode()
+    return answer.decode()
 
 
 def main(scratch: str) -> None:
     """Print two lines: why relative, and why absolute mounts don't work; empty where they do."""
     for name in ("source", "target"):
-        os.makedirs(os.path.join(scratch, name), exist_ok=True)  # noqa: PTH103, PTH118
-    os.makedirs(os.path.join(scratch, "source", "seen"), exist_ok=True)  # noqa: PTH103, PTH118
-    relative = _try(scratch, os.path.join(scratch, "target"))  # noqa: PTH118
+        os.makedirs(os.path.join(scratch, name), exist_ok=True)
+    os.makedirs(os.path.join(scratch, "source", "seen"), exist_ok=True)
+    relative = _try(scratch, os.path.join(scratch, "target"))
     absolute = relative or _try(scratch, "/elearn-probe/of/mounts")
     sys.stdout.write(f"{relative}\n{absolute}\n")
 

@@ -14,8 +14,8 @@ _RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 class Ports:
     """Reserves ports so that no two owners get the same, in this home or another of this user.
 
-    They come from below the kernel's ephemeral range where it leaves room, so that no outgoing connection takes one between its
-    reservation and the moment its task binds it. Methods block briefly: call them in a thread.
+    They come from outside the kernel's ephemeral range where it leaves room, so that no outgoing connection takes
+    one between its reservation and the moment its task binds it. Methods block briefly: call them in a thread.
     """
 
     def __init__(self, ledger: Ledger) -> None:
@@ -41,9 +41,7 @@ class Ports:
                     if port not in taken and f"port:{port}" not in others and can_bind(port):
                         found.append(port)
                 if len(found) < count:
-                    raise Unavailable(
-                        f"only {len(found)} of {count} ports are free on this machine", retry=30
-                    )
+                    raise Unavailable(f"only {len(found)} of {count} ports are free on this machine", retry=30)
                 entries.ports[owner] = tuple(found)
                 book.hold(self._ledger.booked(entries))
             return tuple(found)
@@ -59,9 +57,7 @@ class Ports:
 def can_bind(port: int) -> bool:
     """Whether nothing listens on this port, on any address of this machine."""
     with socket.socket() as probe:
-        probe.setsockopt(
-            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-        )  # as servers do: TIME_WAIT is no hindrance
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: TIME_WAIT is no hindrance
         try:
             probe.bind(("0.0.0.0", port))  # noqa: S104  # never listens; a listener on any address makes it fail
         except OSError:

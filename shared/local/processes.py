@@ -1,8 +1,8 @@
 """Tasks as processes of this machine that outlive the service that started them.
 
-Every task has a folder ``<root>/<id>`` with ``spec.json``, ``status.json`` and a lock that its keeper (:mod:`shared.local.shim`)
-holds while it lives. The files are the truth: any number of services may look at one root, and a restarted one finds
-everything again.
+Every task has a folder ``<root>/<id>`` with ``spec.json``, ``status.json`` and a lock that its keeper
+(:mod:`shared.local.keeper`) holds while it lives. The files are the truth: any number of services may look at one root,
+and a restarted one finds everything again.
 """
 
 import asyncio
@@ -23,10 +23,18 @@ import msgspec
 
 from shared.errors import Conflict, ElearnError, Internal, Invalid, StorageFull
 from shared.local import shim
-from shared.local.identity import MARKER, boot_id, is_alive, kill_marked, open_pidfd, send, wait_ended
+from shared.local.identity import (
+    MARKER,
+    ProcessIdentity,
+    boot_id,
+    is_alive,
+    kill_marked,
+    open_pidfd,
+    send,
+    wait_ended,
+)
 from shared.local.spec import (
     BindMount,
-    ProcessIdentity,
     ProcessSpec,
     ProcessStatus,
     Removed,
@@ -195,7 +203,7 @@ class LocalProcesses:
             _write_spec(directory, id, spec)
         except OSError as problem:
             raise StorageFull(f"can't record process {id}: {problem.strerror}") from problem
-        keeper = subprocess.run(  # noqa: PLW1510
+        keeper = subprocess.run(
             [sys.executable, "-I", "-S", "-E", shim.__file__, str(directory)],
             env={MARKER: str(directory), **{key: os.environ[key] for key in _INHERITED if key in os.environ}},
             stdin=subprocess.DEVNULL,
@@ -228,9 +236,7 @@ class LocalProcesses:
             spec = _read_spec_or_none(directory)
             if spec is None or spec.boot == boot_id():
                 return None  # nothing recorded yet: it may be started
-            status = ProcessStatus(
-                id=id, state="starting", shim=ProcessIdentity(pid=1, started=0, boot=spec.boot)
-            )
+            status = ProcessStatus(id=id, state="starting", shim=ProcessIdentity(pid=1, started=0, boot=spec.boot))
         if status.finished or is_alive(status.shim):
             return status
         return self._finalise(directory, status)
@@ -255,9 +261,7 @@ class LocalProcesses:
             if current.finished:
                 return current
             kill_marked(str(directory))
-            known = current.state == "ending" and (
-                current.exit_code is not None or current.signal is not None
-            )
+            known = current.state == "ending" and (current.exit_code is not None or current.signal is not None)
             same_boot = current.shim.boot == boot_id()
             why = "its keeper process was killed" if same_boot else "the machine was restarted"
             final = msgspec.structs.replace(
@@ -292,7 +296,7 @@ class LocalProcesses:
         except FileNotFoundError:
             return
         try:
-            for name in os.listdir(folder):
+            for name in os.listdir(folder):  # noqa: PTH208  # an open folder has no path
                 with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
                     sender.setblocking(False)
                     with contextlib.suppress(OSError):
@@ -334,8 +338,8 @@ async def _ended(identity: ProcessIdentity, timeout: float | None) -> bool:
     if descriptor is None:
         return True
     loop = asyncio.get_running_loop()
-    ended = loop.create_future()
-    loop.add_reader(descriptor, lambda: ended.done() or ended.set_result(None))
+    ended: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(descriptor, _resolve, ended)
     try:
         async with asyncio.timeout(timeout):
             await ended
@@ -347,11 +351,14 @@ async def _ended(identity: ProcessIdentity, timeout: float | None) -> bool:
     return True
 
 
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
 def _check_id(id: str) -> None:
     if not is_id(id):
-        raise Invalid.field(
-            "id", f"{id!r} can't name a process: letters, digits, dot, dash and underscore, up to 200"
-        )
+        raise Invalid.field("id", f"{id!r} can't name a process: letters, digits, dot, dash and underscore, up to 200")
 
 
 def _check(id: str, spec: ProcessSpec) -> None:

@@ -1,473 +1,48 @@
-"""The shim: one small process per task that starts it, outlives the service, and records its end.
+"""The shim: a small process per task that starts it, outlives the service, and records its end.
 
 Run as ``python -I -S -E shim.py STATE_DIRECTORY``. It reads ``spec.json`` there and writes ``status.json``; the lock on
 ``lock``, held for the shim's life, makes sure that no task is ever started twice.
 
-It must be up in about ten milliseconds, so it imports C modules only: the public wrappers ``json``, ``ctypes`` and
-``signal`` would each cost as much as starting Python itself. What is private in them is used in one place below.
+It must be up in about ten milliseconds. So it imports next to nothing, and all that is large lies in modules of its
+own, which Python compiles once and not at every start.
 """
+# ruff: noqa: PTH100, PTH110, PTH120
 
-import errno
 import fcntl
 import os
 import sys
-import time
-
-import _ctypes
-import _json  # type: ignore[import-not-found,unused-ignore]
-import _signal  # type: ignore[import-not-found,unused-ignore]
-import _socket
 
 ALREADY_RUNNING = 75  # exit status: another shim holds the lock
 CANNOT_RECORD = 74  # exit status: the state directory can't be written
 
-_SIGNALS = (_signal.SIGCHLD, _signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP)
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
-_LOG_CHECK_SECONDS = 2.0
-_STRAYS_SECONDS = 10.0  # how long killed processes may take to vanish (uninterruptible reads) before we go on
-_TASK_OOM_SCORE = 300  # short of memory, the kernel takes a task before a database or a service
-
-
-class _JsonContext:
-    strict = True
-    object_hook = object_pairs_hook = parse_constant = None
-    parse_float, parse_int = float, int
-    memo: dict[str, str] = {}  # noqa: RUF012  # the scanner's contract
-
-
-def _read_json(path):  # type: ignore[no-untyped-def]
-    with open(path, encoding="utf-8") as file:  # noqa: PTH123  # pathlib would double the start time
-        return _json.make_scanner(_JsonContext())(file.read(), 0)[0]
-
-
-def _json_of(value: object) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int | float):
-        return repr(value)
-    if isinstance(value, str):
-        return str(_json.encode_basestring_ascii(value))
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{_json_of(str(key))}:{_json_of(each)}" for key, each in value.items()) + "}"
-    raise TypeError(f"can't write {type(value)}")
-
-
-def _prctl(option: int, value: int) -> None:
-    function = _ctypes.dlsym(_ctypes.dlopen(None, 0), "prctl")
-    if _ctypes.call_function(function, (option, value, 0, 0, 0)) != 0:
-        raise OSError(f"prctl({option}, {value}) was refused")
-
-
-def _identity(pid: int) -> dict[str, object]:
-    with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123
-        started = int(file.read().rpartition(b")")[2].split()[19])
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:  # noqa: PTH123
-        return {"pid": pid, "started": started, "boot": file.read().strip()}
-
-
-def _parents() -> dict[int, int]:
-    """Parent by pid, for every process of the machine."""
-    found = {}
-    for name in os.listdir("/proc"):  # noqa: PTH208
-        if name.isdigit():
-            try:
-                with open(f"/proc/{name}/stat", "rb") as file:  # noqa: PTH123
-                    found[int(name)] = int(file.read().rpartition(b")")[2].split()[1])
-            except (OSError, ValueError, IndexError):
-                continue  # it went away while we looked
-    return found
-
-
-def _descendants(ancestor: int) -> list[int]:
-    children: dict[int, list[int]] = {}
-    for pid, parent in _parents().items():
-        children.setdefault(parent, []).append(pid)
-    found, frontier = [], [ancestor]
-    while frontier:
-        below = children.get(frontier.pop(), [])
-        found += below
-        frontier += below
-    return found
-
-
-def _send(pid: int, signal: int) -> None:
-    try:
-        os.kill(pid, signal)
-    except (ProcessLookupError, PermissionError):
-        return  # gone already, or a set-user-ID program that is not ours to end
-
-
-class Shim:
-    """One task's keeper: launch, wait, restart by policy, end, record."""
-
-    def __init__(self, spec, ready: int) -> None:  # type: ignore[no-untyped-def]
-        self._spec = spec
-        self._ready = ready
-        self._main = 0
-        self._main_gone = False
-        self._stop_at: float | None = None
-        self._log = os.open(spec["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._log_limit = int(spec["log_limit"])
-        self._holds = [self._hold(path) for path in spec["hold"]]
-        self.status: dict[str, object] = {
-            "id": spec["id"],
-            "state": "starting",
-            "shim": _identity(os.getpid()),
-            "task": None,
-            "restarts": 0,
-            "created_at": time.time(),
-            "started_at": None,
-            "finished_at": None,
-            "exit_code": None,
-            "signal": None,
-            "error": None,
-            "stop_requested": False,
-            "cpu_seconds": 0.0,
-            "peak_memory": 0,
-        }
-
-    @staticmethod
-    def _hold(path: str) -> int:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return descriptor
-
-    def run(self) -> None:
-        """Keep the task until its end is recorded."""
-        _signal.pthread_sigmask(_signal.SIG_BLOCK, _SIGNALS)
-        _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-        self._write("starting")
-        while True:
-            error = self._launch()
-            if error is not None:
-                self._main_gone = True
-                self._clear_strays()
-                self._finish("failed", error)
-                return
-            self._write("running", keep_going=True)
-            self._say_ready()
-            self._supervise()
-            self._write("ending", keep_going=True)
-            self._clear_strays()
-            if self._stop_at is not None or not self._again() or not self._pause():
-                self._finish("exited", self.status["error"])
-                return
-
-    # -- starting
-
-    def _launch(self) -> str | None:
-        """Start the task; the reason in words where that fails."""
-        told, telling = os.pipe()
-        shim = os.getpid()
-        self._main_gone = False
-        self._main = os.fork()
-        if self._main == 0:
-            os.close(told)
-            self._become_task(shim, telling)
-        os.close(telling)
-        self.status.update(
-            task=_identity(self._main), started_at=time.time(), exit_code=None, signal=None, error=None
-        )
-        error = b""
-        while chunk := os.read(told, 4096):
-            error += chunk
-        os.close(told)
-        return error.decode("utf-8", "replace") if error else None
-
-    def _become_task(self, shim: int, telling: int) -> None:
-        spec = self._spec
-        try:
-            os.setsid()
-            if spec["mounts"]:
-                # The path is isolated (-I), so the neighbour is named for this one import; only mounts pay for ctypes.
-                sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120
-                import mounting
-
-                mounting.enter(
-                    [mounting.Bind(one["source"], one["target"], one["read_only"]) for one in spec["mounts"]]
-                )
-            # After the namespace: changed credentials would clear it.
-            _prctl(_PR_SET_PDEATHSIG, _signal.SIGKILL)
-            if os.getppid() != shim:
-                os._exit(1)
-            null = os.open("/dev/null", os.O_RDONLY)
-            os.dup2(null, 0)
-            os.dup2(self._log, 1)
-            os.dup2(self._log, 2)
-            with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:  # noqa: PTH123
-                file.write(str(_TASK_OOM_SCORE))
-            for number in (
-                _signal.SIGPIPE,
-                _signal.SIGXFSZ,
-            ):  # Python ignores them, and exec would pass that on
-                _signal.signal(number, _signal.SIG_DFL)
-            try:
-                os.chdir(spec["cwd"])
-            except OSError as problem:
-                raise OSError(f"working directory {spec['cwd']}: {problem.strerror}") from problem
-            _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
-            _execute(spec["argv"], spec["env"])
-        except BaseException as problem:  # noqa: BLE001  # the forked child must never return into the shim's code
-            os.write(telling, (str(problem) or repr(problem)).encode("utf-8", "replace")[:4000])
-        os._exit(127)
-
-    def _say_ready(self) -> None:
-        if self._ready >= 0:
-            os.close(self._ready)
-            self._ready = -1
-
-    # -- waiting
-
-    def _supervise(self) -> None:
-        """Wait until the task has ended; once asked to stop, until all of it has, or its grace is over."""
-        while True:
-            self._reap()
-            if self._main_gone and (self._stop_at is None or not self._has_children()):
-                return
-            if self._stop_at is not None and time.monotonic() >= self._stop_at:
-                return
-            self._wait_signal()
-
-    def _wait_signal(self, longest: float = _LOG_CHECK_SECONDS) -> None:
-        if self._stop_at is not None:
-            longest = max(0.0, min(longest, self._stop_at - time.monotonic()))
-        received = _signal.sigtimedwait(_SIGNALS, longest)
-        if received is None:
-            self._bound_log()
-        elif received.si_signo == _signal.SIGTERM:
-            self._begin_stop()
-
-    def _reap(self) -> None:
-        while True:
-            try:
-                pid, code, usage = os.wait4(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
-            self.status["cpu_seconds"] = round(
-                float(self.status["cpu_seconds"]) + usage.ru_utime + usage.ru_stime,  # type: ignore[arg-type]
-                3,
-            )
-            self.status["peak_memory"] = max(int(self.status["peak_memory"]), usage.ru_maxrss * 1024)  # type: ignore[call-overload]
-            if pid == self._main:
-                self._main_gone = True
-                self.status["exit_code"] = os.WEXITSTATUS(code) if os.WIFEXITED(code) else None
-                self.status["signal"] = os.WTERMSIG(code) if os.WIFSIGNALED(code) else None
-
-    def _has_children(self) -> bool:
-        try:
-            os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except ChildProcessError:
-            return False
-        return True
-
-    # -- ending
-
-    def _begin_stop(self) -> None:
-        """Ask everything of the task to end; a second request may shorten the grace."""
-        grace = float(self._spec["grace"])
-        try:
-            grace = float(_read_json("stop.json")["grace"])
-        except (OSError, ValueError, KeyError, StopIteration):
-            pass  # stopped by a plain signal: the grace of the spec holds
-        first = self._stop_at is None
-        at = time.monotonic() + grace
-        self._stop_at = at if self._stop_at is None else min(at, self._stop_at)
-        if not first:
-            return
-        self.status["stop_requested"] = True
-        if self._main and not self._main_gone:
-            try:
-                os.killpg(self._main, _signal.SIGTERM)
-            except ProcessLookupError:
-                return
-            for pid in _descendants(os.getpid()):
-                try:
-                    if os.getpgid(pid) != self._main:
-                        _send(pid, _signal.SIGTERM)
-                except ProcessLookupError:
-                    continue
-
-    def _clear_strays(self) -> None:
-        """Kill and reap whatever is left: every orphan of the task becomes our child (we are its subreaper)."""
-        give_up = time.monotonic() + _STRAYS_SECONDS
-        if not self._main_gone:
-            _send(-self._main, _signal.SIGKILL)
-        while True:
-            self._reap()
-            if not self._has_children():
-                return
-            if time.monotonic() > give_up:
-                self.status["error"] = "some of its processes can't be ended: they hang in the kernel"
-                return
-            own = os.getpid()
-            for pid, parent in _parents().items():
-                if parent == own:
-                    _send(pid, _signal.SIGKILL)
-            _signal.sigtimedwait((_signal.SIGCHLD,), 0.05)
-
-    def _again(self) -> bool:
-        policy, most = self._spec["restart"]["policy"], self._spec["restart"]["most"]
-        if policy == "never" or (policy == "on_failure" and self.status["exit_code"] == 0):
-            return False
-        return policy == "always" or int(self.status["restarts"]) < most  # type: ignore[call-overload,no-any-return]
-
-    def _pause(self) -> bool:
-        """Say what happened, wait the policy's delay; False when asked to stop meanwhile."""
-        restart = self._spec["restart"]
-        done = int(self.status["restarts"])  # type: ignore[call-overload]
-        ran = time.time() - float(self.status["started_at"])  # type: ignore[arg-type]
-        delays = restart["delays"] or [0.0]
-        delay = delays[0] if ran >= restart["healthy_after"] else delays[min(done, len(delays) - 1)]
-        how = (
-            f"ended by signal {self.status['signal']}"
-            if self.status["exit_code"] is None
-            else f"ended with exit code {self.status['exit_code']}"
-        )
-        of = f" of {restart['most']}" if restart["policy"] == "on_failure" else ""
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        line = f"[elearn {stamp}] {how} after {ran:.1f} s; starting it again in {delay:g} s (restart {done + 1}{of})\n"
-        try:
-            os.write(self._log, line.encode())
-        except OSError:
-            pass  # a full disk must not keep the task from coming back; the status holds the same facts
-        self._write("waiting", keep_going=True)
-        until = time.monotonic() + delay
-        while (left := until - time.monotonic()) > 0:
-            self._wait_signal(left)
-            if self._stop_at is not None:
-                return False
-        self.status["restarts"] = done + 1
-        return True
-
-    # -- recording
-
-    def _finish(self, state: str, error: object) -> None:
-        self.status.update(finished_at=time.time(), error=error)
-        if state == "failed":
-            self.status.update(exit_code=None, signal=None)
-        while True:  # the end is worth waiting for: a disk that is full now may not stay so
-            try:
-                self._write(state, durable=True)
-            except OSError:
-                time.sleep(1.0)
-            else:
-                break
-        self._say_ready()
-
-    def _write(self, state: str, *, durable: bool = False, keep_going: bool = False) -> None:
-        self.status["state"] = state
-        try:
-            descriptor = os.open("status.tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            try:
-                os.write(descriptor, _json_of(self.status).encode())
-                if durable:
-                    os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-            os.rename("status.tmp", "status.json")
-        except OSError:
-            if not keep_going:
-                raise
-        self._tell_watchers()
-
-    def _tell_watchers(self) -> None:
-        """Wake who watches: best effort, the file is the truth. Relative paths, for sockets' 108 bytes."""
-        try:
-            names = os.listdir("../.watchers")  # noqa: PTH208
-        except OSError:
-            return
-        for name in names:
-            path = "../.watchers/" + name
-            sender = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
-            try:
-                sender.settimeout(0.05)
-                sender.connect(path)
-                sender.send(str(self._spec["id"]).encode())
-            except ConnectionRefusedError:  # its watcher died without cleaning up
-                try:
-                    os.unlink(path)  # noqa: PTH108
-                except OSError:
-                    continue
-            except OSError:
-                continue
-            finally:
-                sender.close()
-
-    def _bound_log(self) -> None:
-        """Free the older half of a log over its limit; offsets stay, readers find a hole (see logs.py)."""
-        try:
-            stat = os.fstat(self._log)
-            if self._log_limit and stat.st_blocks * 512 > self._log_limit:
-                import ctypes
-
-                keep_size_and_punch_hole = 3
-                end = (stat.st_size - self._log_limit // 2) // 4096 * 4096
-                descriptor = os.open(self._spec["log"], os.O_RDWR | os.O_CLOEXEC)
-                fallocate = ctypes.CDLL(None, use_errno=True).fallocate
-                fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-                if end > 0 and fallocate(descriptor, keep_size_and_punch_hole, 0, end) != 0:
-                    self._log_limit = 0  # this file system can't: the log is unbounded here
-                os.close(descriptor)
-        except OSError:
-            self._log_limit = 0
-
-
-def _execute(argv: list[str], env: dict[str, str]) -> None:
-    """Become the command; raises OSError in words a user understands."""
-    command = argv[0]
-    if "/" in command:
-        candidates = [command]
-    else:
-        path = env.get("PATH", os.defpath)
-        candidates = [os.path.join(each or ".", command) for each in path.split(":")]  # noqa: PTH118
-    refused = None
-    for candidate in candidates:
-        try:
-            os.execve(candidate, argv, env)
-        except OSError as problem:
-            if problem.errno in (errno.ENOENT, errno.ENOTDIR):
-                continue
-            if problem.errno == errno.ENOEXEC:
-                raise OSError(
-                    f"{candidate} is no program: a script needs a first line such as #!/bin/sh"
-                ) from None
-            if problem.errno == errno.E2BIG:
-                raise OSError(f"{command}: command and environment are too long for this system") from None
-            refused = refused or f"{candidate}: {problem.strerror}"
-    if refused:
-        raise OSError(refused)
-    if os.path.exists(candidates[0]) and len(candidates) == 1:  # noqa: PTH110
-        raise OSError(f"{command}: the interpreter in its first line does not exist")
-    where = "" if "/" in command else f" in PATH ({env.get('PATH', os.defpath)})"
-    raise OSError(f"command not found: {command}{where}")
-
 
 def main(directory: str) -> int:
     """Start the shim proper in a process that nobody is parent of; return when its task runs, or can't."""
+    # Isolated (-I), Python looks for modules in its own library only.
+    sys.path.append(os.path.dirname(os.path.abspath(__file__)))
     os.chdir(directory)
     lock = os.open("lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return ALREADY_RUNNING
-    if os.path.exists("status.json"):  # noqa: PTH110
+    if os.path.exists("status.json"):
         return 0
     waiting, ready = os.pipe()
     if os.fork():
         os.close(ready)
         os.read(waiting, 1)  # ends when the other side closes, be it by dying
-        return 0 if os.path.exists("status.json") else CANNOT_RECORD  # noqa: PTH110
+        return 0 if os.path.exists("status.json") else CANNOT_RECORD
     os.close(waiting)
     os.setsid()
+    from keeper import Keeper  # type: ignore[import-not-found,unused-ignore]
+    from lowlevel import read_json  # type: ignore[import-not-found,unused-ignore]
+
     null = os.open("/dev/null", os.O_RDWR)
     own_log = os.open("shim.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     for standard, target in ((0, null), (1, own_log), (2, own_log)):
         os.dup2(target, standard)
-    Shim(_read_json("spec.json"), ready).run()
+    Keeper(read_json("spec.json"), ready).run()
     return 0
 
 

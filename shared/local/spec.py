@@ -78,8 +78,8 @@ class StoredSpec(ProcessSpec, frozen=True, kw_only=True, forbid_unknown_fields=T
 class ProcessStatus(msgspec.Struct, frozen=True, kw_only=True):
     """How a task is. Instants are seconds since the epoch.
 
-    ``starting → running ⇄ waiting (for a restart) → ending → exited``; ``failed``: could not be started, ``error`` says why;
-    ``lost``: its keeper was killed (or the machine went down), how it ended is unknown, and nothing of it runs.
+    ``starting → running ⇄ waiting (for a restart) → ending → exited``; ``failed``: could not be started, ``error``
+    says why; ``lost``: its keeper was killed (or the machine went down), how it ended is unknown, and nothing runs.
 
     Attributes:
         shim, task: the keeper and the current (or last) main process.

@@ -43,9 +43,7 @@ class Watcher:
             receiver.bind(f"/proc/self/fd/{folder}/{self._path.name}")
         except OSError as problem:
             receiver.close()
-            _log.warning(
-                "no wake-ups here, looking every few seconds", path=str(self._path), error=str(problem)
-            )
+            _log.warning("no wake-ups here, looking every few seconds", path=str(self._path), error=str(problem))
             return
         finally:
             os.close(folder)
