@@ -140,7 +140,8 @@ def _from_values(kind: Kind, values: Any, given: int, count: int) -> Array:
             part = np.float32 if kind.number == 8 else np.float64
             array = np.array(values, part).view(kind.dtype)
         else:
-            array = np.array(values, kind.dtype)
+            # From a list, because NumPy lets a repeated field's whole numbers overflow silently.
+            array = np.array(list(values), kind.dtype)
     except (OverflowError, ValueError) as error:
         raise TensorError(f"{kind.field} holds a value that is no {kind.name}") from error
     if given == count:

@@ -103,9 +103,7 @@ class PredictClient:
         self._channels = [grpc.insecure_channel(endpoint, options=options) for _ in range(channels)]
         self._turn = 0
         self._predict = self._calls("PredictionService/Predict", serving_pb2.PredictResponse)
-        self._describe = self._calls(
-            "PredictionService/GetModelMetadata", serving_pb2.GetModelMetadataResponse
-        )
+        self._describe = self._calls("PredictionService/GetModelMetadata", serving_pb2.GetModelMetadataResponse)
         self._status = self._calls("ModelService/GetModelStatus", serving_pb2.GetModelStatusResponse)
         self._dtypes: dict[tuple[str, int | str | None, str], Mapping[str, int]] = {}
 
@@ -250,9 +248,7 @@ class PredictClient:
             self._dtypes[key] = known
         return known
 
-    def _signatures(
-        self, spec: serving_pb2.ModelSpec, timeout: float
-    ) -> Mapping[str, tensor_pb2.SignatureDef]:
+    def _signatures(self, spec: serving_pb2.ModelSpec, timeout: float) -> Mapping[str, tensor_pb2.SignatureDef]:
         request = serving_pb2.GetModelMetadataRequest(model_spec=spec, metadata_field=["signature_def"])
         response = self._call(self._describe, request, timeout)
         message = tensor_pb2.SignatureDefMap.FromString(response.metadata["signature_def"].value)

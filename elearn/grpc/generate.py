@@ -4,9 +4,9 @@ Needs ``grpcio-tools``, a development dependency; the results are committed, so 
 """
 
 import argparse
+import subprocess
 import sys
 import tempfile
-from importlib.resources import files
 from pathlib import Path
 
 _HERE = Path(__file__).parent
@@ -15,15 +15,10 @@ _ROOT = _HERE.parent.parent
 
 def generate(target: Path) -> list[Path]:
     """Writes the generated modules below ``target``; answers their paths relative to it."""
-    from grpc_tools import protoc  # type: ignore[import-untyped]
-
     protos = sorted(str(path.relative_to(_ROOT)) for path in _HERE.glob("*.proto"))
-    included = str(files("grpc_tools") / "_proto")
-    status = protoc.main(
-        ["protoc", f"-I{_ROOT}", f"-I{included}", f"--python_out={target}", f"--pyi_out={target}", *protos]
-    )
-    if status:
-        raise RuntimeError(f"protoc ended with {status}")
+    # In a process of its own: the compiler inside one that has loaded TensorFlow crashes it.
+    command = [sys.executable, "-m", "grpc_tools.protoc", "-I."]
+    subprocess.run([*command, f"--python_out={target}", f"--pyi_out={target}", *protos], cwd=_ROOT, check=True)
     return sorted(path.relative_to(target) for path in target.glob("elearn/grpc/*_pb2.py*"))
 
 
@@ -46,9 +41,7 @@ def main() -> int:
         return 0
     stale = drifted()
     if stale:
-        sys.stderr.write(
-            f"generated files are stale: {', '.join(stale)}; run python elearn/grpc/generate.py\n"
-        )
+        sys.stderr.write(f"generated files are stale: {', '.join(stale)}; run python elearn/grpc/generate.py\n")
     return 1 if stale else 0
 
 
