@@ -2,11 +2,10 @@
 
 ``supervisor HOME [PORT]`` is the real supervisor with these in place of the services; ``service NAME`` is one. What a
 service does is said by the file NAME.does in the home: ``refuse`` makes it end at once with a complaint,
-``unready`` has it answer that it lacks something, ``deaf`` makes it ignore SIGTERM.
+``unready`` has it answer that it lacks something.
 """
 
 import os
-import signal
 import sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -21,8 +20,6 @@ def serve(name: str) -> None:
 
     if order() == "refuse":
         sys.exit("ELEARN_NONSENSE is not set")
-    if order() == "deaf":
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     class Health(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
