@@ -4,10 +4,13 @@ import asyncio
 import uuid
 from typing import Final
 
+import asyncpg
 import msgspec
 import nats.errors
 import nats.js.errors
 import structlog
+from nats.js import JetStreamContext
+from nats.js.api import PubAck
 
 from shared import context
 from shared.bus.connection import Connection
@@ -23,7 +26,8 @@ _log = structlog.get_logger(__name__)
 CHANNEL: Final = "outbox"
 _BATCH: Final = 1000
 _IDLE: Final = 30.0
-_ACK_TIMEOUT: Final = 15.0
+_ACK_TIMEOUT: Final = 5.0
+_HEADERS: Final = msgspec.json.Decoder(dict[str, str])
 
 
 class Outbox:
@@ -82,6 +86,7 @@ class Relay:
         self._database = database
         self._connection = connection
         self._wake = wake
+        self._publisher: JetStreamContext | None = None
 
     async def run(self) -> None:
         """Publish for ever; a database or a bus that is away is waited for."""
@@ -91,8 +96,8 @@ class Relay:
             while True:
                 try:
                     await self._follow_stream()
-                    while await self._publish_batch():
-                        pause = 0.1
+                    await self._publish_pending()
+                    pause = 0.1
                 except (Unavailable, TimeoutError, nats.errors.Error) as error:
                     _log.info("outbox waits", error=str(error) or repr(error), pause=pause)
                     await self._wake.wait(pause)
@@ -120,51 +125,85 @@ class Relay:
                 )
                 _log.warning("the event stream is a new one: publishing again from the log", rows=count)
 
-    async def _publish_batch(self) -> bool:
+    async def _publish_pending(self) -> None:
+        """Publish what is unpublished; the database reads ahead and marks while JetStream acknowledges."""
+        rows = await self._read(0)
+        acknowledged: list[int] = []
+        while rows or acknowledged:
+            marking, acknowledged = acknowledged, []
+            last = rows[-1]["sequence"] if len(rows) == _BATCH else None
+            sent = await self._send(rows)
+            outcomes = await asyncio.gather(
+                self._acknowledged(rows, sent, acknowledged),
+                self._read(last),
+                self._mark(marking),
+                return_exceptions=True,
+            )
+            for outcome in outcomes:
+                if isinstance(outcome, BaseException):
+                    await self._mark(acknowledged)
+                    raise outcome
+            rows = outcomes[1] if isinstance(outcomes[1], list) else []
+
+    async def _read(self, after: int | None) -> list[asyncpg.Record]:
+        if after is None:
+            return []
         async with self._database.transaction() as transaction:
-            rows = await transaction.fetch(
+            return await transaction.fetch(
                 "SELECT sequence, id, subject, headers, body FROM outbox"
-                " WHERE published_at IS NULL ORDER BY sequence LIMIT $1",
+                " WHERE published_at IS NULL AND sequence > $1 ORDER BY sequence LIMIT $2",
+                after,
                 _BATCH,
             )
-        if not rows:
-            return False
-        jetstream = self._connection.jetstream()
-        acknowledgements = []
-        for row in rows:
-            headers = msgspec.json.decode(row["headers"], type=dict[str, str])
-            headers["Nats-Msg-Id"] = str(row["id"])
-            acknowledgements.append(
-                await jetstream.publish_async(row["subject"], row["body"], headers=headers)
-            )
+
+    async def _send(self, rows: list[asyncpg.Record]) -> list["asyncio.Future[PubAck]"]:
+        jetstream = self._jetstream()
+        sent: list[asyncio.Future[PubAck]] = []
+        try:
+            for row in rows:
+                headers = _HEADERS.decode(row["headers"])
+                headers["Nats-Msg-Id"] = str(row["id"])
+                sent.append(await jetstream.publish_async(row["subject"], row["body"], headers=headers))
+        except BaseException:
+            for future in sent:
+                future.cancel()
+            raise
+        return sent
+
+    async def _acknowledged(
+        self, rows: list[asyncpg.Record], sent: list["asyncio.Future[PubAck]"], acknowledged: list[int]
+    ) -> None:
         try:
             async with asyncio.timeout(_ACK_TIMEOUT):
-                outcomes = await asyncio.gather(*acknowledgements, return_exceptions=True)
+                outcomes = await asyncio.gather(*sent, return_exceptions=True)
         except TimeoutError:
             raise Unavailable("JetStream acknowledges nothing") from None
-        published = []
-        failure: BaseException | None = None
         for row, outcome in zip(rows, outcomes, strict=True):
             if isinstance(outcome, BaseException):
-                failure = outcome
-                break  # those after it are published again, in order
-            published.append(row["sequence"])
-        if published:
+                # Those after it are published again, so that their order holds.
+                raise Unavailable(f"JetStream refused an event: {outcome!r}")
+            acknowledged.append(row["sequence"])
+
+    async def _mark(self, sequences: list[int]) -> None:
+        if sequences:
             async with self._database.transaction() as transaction:
                 await transaction.execute(
-                    "UPDATE outbox SET published_at = now() WHERE sequence = ANY($1::bigint[])", published
+                    "UPDATE outbox SET published_at = now() WHERE sequence = ANY($1::bigint[])", sequences
                 )
-        if failure is not None:
-            raise Unavailable(f"JetStream refused an event: {failure!r}")
-        return len(rows) == _BATCH
+
+    def _jetstream(self) -> JetStreamContext:
+        # Kept for the connection's life: each one subscribes to an inbox of its own for acknowledgements.
+        self._connection.require()
+        if self._publisher is None:
+            self._publisher = self._connection.jetstream()
+        return self._publisher
 
 
 async def sweep(database: Database, retention_days: float) -> None:
     """Forget what is older than the retention: published events, handled messages, given replies."""
     async with database.transaction() as transaction:
         await transaction.execute(
-            "DELETE FROM outbox"
-            " WHERE published_at IS NOT NULL AND recorded_at < now() - $1 * interval '1 day'",
+            "DELETE FROM outbox WHERE published_at IS NOT NULL AND recorded_at < now() - $1 * interval '1 day'",
             retention_days,
         )
         await transaction.execute(
