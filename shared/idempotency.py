@@ -34,7 +34,7 @@ async def once(
     if key is None:
         return await make()
     digest = hashlib.sha256(msgspec.msgpack.encode(request)).hexdigest()
-    await transaction.execute("SELECT pg_advisory_xact_lock(hashtext($1))", f"{verb}\0{scope}\0{key}")
+    await transaction.execute("SELECT pg_advisory_xact_lock(hashtext($1))", f"{verb}\x1f{scope}\x1f{key}")
     row = await transaction.fetchrow(
         "SELECT request, reply FROM idempotency WHERE verb = $1 AND scope = $2 AND key = $3", verb, scope, key
     )

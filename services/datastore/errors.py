@@ -46,9 +46,7 @@ class NoSuchFile(NotFound):
 
 class NameTaken(Conflict):
     def __init__(self, name: str, state: str) -> None:
-        super().__init__(
-            f"there is a datastore {name} already ({state}); choose another name or delete it first"
-        )
+        super().__init__(f"there is a datastore {name} already ({state}); choose another name or delete it first")
 
 
 class NotReady(Conflict):
@@ -60,9 +58,7 @@ class NotReady(Conflict):
 class InUse(Conflict):
     def __init__(self, name: str, trainings: Sequence[str]) -> None:
         shown = ", ".join(trainings[:5]) + (f" and {len(trainings) - 5} more" if len(trainings) > 5 else "")
-        super().__init__(
-            f"datastore {name} is mounted by {shown}; wait until freed, or stop and free what is left"
-        )
+        super().__init__(f"datastore {name} is mounted by {shown}; wait until freed, or stop and free what is left")
 
 
 class IllegalTransitionError(Internal):

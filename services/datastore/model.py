@@ -33,6 +33,7 @@ class StoredDatastore(msgspec.Struct, frozen=True, kw_only=True):
     created_at: datetime
     reason: str = ""
     created_by: str = ""
+    traceparent: str = ""
     ready_at: datetime | None = None
     volume: Volume | None = None
 
@@ -64,10 +65,11 @@ Message = Available | Refused | DeleteAsked | Gone
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
-    """What becomes of a datastore: None means that its row goes; ``events`` are told to the world."""
+    """What becomes of a datastore; ``events`` are told to the world, ``drop`` means that its row goes."""
 
-    datastore: StoredDatastore | None
+    datastore: StoredDatastore
     events: tuple[str, ...] = ()
+    drop: bool = False
 
 
 TRANSITIONS: Final[dict[DatastoreState, frozenset[DatastoreState]]] = {
@@ -87,9 +89,7 @@ def decide(stored: StoredDatastore, message: Message, now: datetime) -> Decision
             if stored.state == "ready":
                 return Decision(datastore=msgspec.structs.replace(stored, volume=message.volume))
             ready = _move(stored, "ready", message.note)
-            return _told(
-                msgspec.structs.replace(ready, volume=message.volume, ready_at=stored.ready_at or now)
-            )
+            return _told(msgspec.structs.replace(ready, volume=message.volume, ready_at=stored.ready_at or now))
         case Refused():
             if stored.state in ("deleting", "failed"):
                 return Decision(datastore=stored)
@@ -101,14 +101,12 @@ def decide(stored: StoredDatastore, message: Message, now: datetime) -> Decision
         case Gone():
             if stored.state != "deleting":
                 return Decision(datastore=stored)
-            return Decision(datastore=None, events=("deleted",))
+            return Decision(datastore=stored, events=("deleted",), drop=True)
         case _:
             assert_never(message)
 
 
-def created(
-    *, project: str, uid: str, spec: DatastoreSpec, actor: str, now: datetime, reason: str = ""
-) -> Decision:
+def created(*, project: str, uid: str, spec: DatastoreSpec, actor: str, traceparent: str, now: datetime) -> Decision:
     """A new datastore, to be provisioned."""
     return _told(
         StoredDatastore(
@@ -119,7 +117,7 @@ def created(
             state="provisioning",
             created_at=now,
             created_by=actor,
-            reason=reason,
+            traceparent=traceparent,
         )
     )
 
@@ -167,9 +165,7 @@ def _without_password(s3: S3) -> str | None:
 
 def _move(stored: StoredDatastore, state: DatastoreState, reason: str) -> StoredDatastore:
     if state not in TRANSITIONS[stored.state]:
-        raise IllegalTransitionError(
-            f"datastore {stored.name} can't go from {stored.state} to {state}: {reason}"
-        )
+        raise IllegalTransitionError(f"datastore {stored.name} can't go from {stored.state} to {state}: {reason}")
     return msgspec.structs.replace(stored, state=state, reason=reason)
 
 

@@ -98,9 +98,7 @@ class StorageCloud(Protocol):
     async def read(self, volume: Volume, path: str, *, offset: int, length: int) -> Chunk:
         """A part of a file."""
 
-    async def write(
-        self, volume: Volume, path: str, *, upload: str, offset: int, data: bytes, end: bool
-    ) -> None:
+    async def write(self, volume: Volume, path: str, *, upload: str, offset: int, data: bytes, end: bool) -> None:
         """One part of an upload; the file appears, whole, with the last.
 
         Raises:

@@ -58,9 +58,7 @@ class LocalStorage:
         keeps_files="the folder and the files in it stay where they are",
     )
 
-    def __init__(
-        self, *, home: Path, roots: Sequence[Path], private: Sequence[str], check_every: float
-    ) -> None:
+    def __init__(self, *, home: Path, roots: Sequence[Path], private: Sequence[str], check_every: float) -> None:
         self._home = home
         self._roots = tuple(roots)
         self._private = tuple(private)
@@ -131,13 +129,9 @@ class LocalStorage:
         """See the port."""
         return await self._in_thread(files.read_file, _root(volume), path, offset=offset, length=length)
 
-    async def write(
-        self, volume: Volume, path: str, *, upload: str, offset: int, data: bytes, end: bool
-    ) -> None:
+    async def write(self, volume: Volume, path: str, *, upload: str, offset: int, data: bytes, end: bool) -> None:
         """See the port."""
-        await self._in_thread(
-            files.write_part, _root(volume), path, upload=upload, offset=offset, data=data, end=end
-        )
+        await self._in_thread(files.write_part, _root(volume), path, upload=upload, offset=offset, data=data, end=end)
 
     async def delete(self, volume: Volume, path: str) -> None:
         """See the port."""
@@ -213,9 +207,7 @@ class LocalStorage:
             async with asyncio.timeout(_TIMEOUT):
                 return await loop.run_in_executor(self._threads, functools.partial(work, *args, **kwargs))
         except TimeoutError:
-            raise Unavailable(
-                f"the storage has not answered for {_TIMEOUT:g} s; try again", retry=10
-            ) from None
+            raise Unavailable(f"the storage has not answered for {_TIMEOUT:g} s; try again", retry=10) from None
 
 
 def _look(record: Record) -> Observation:

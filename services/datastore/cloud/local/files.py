@@ -13,7 +13,7 @@ from typing import Final, Literal
 
 from services.datastore.cloud.local.told import told
 from shared.beneath import Spot, Tree
-from shared.contracts.common import CHUNK_BYTES, Chunk
+from shared.contracts.common import CHUNK_BYTES, Chunk, relative_path_problem
 from shared.contracts.datastore import FileEntry, Probe
 from shared.errors import Conflict, ElearnError, Invalid
 
@@ -26,7 +26,7 @@ _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 
 def list_folder(root: str, path: str, *, after: str | None, limit: int) -> list[FileEntry]:
     """At most ``limit`` entries, by name, of those behind ``after``; memory is that of one page."""
-    _refuse_reserved(path)
+    _check(path)
     with told(path), Tree(root).directory(path) as folder:
         with os.scandir(folder) as found:
             names = heapq.nsmallest(
@@ -48,18 +48,16 @@ def list_folder(root: str, path: str, *, after: str | None, limit: int) -> list[
 
 def stat_path(root: str, path: str) -> FileEntry:
     """What lies at a path, links followed."""
-    _refuse_reserved(path)
+    _check(path)
     with told(path), Tree(root).at(path) as spot:
         return _entry(spot, path)
 
 
 def read_file(root: str, path: str, *, offset: int, length: int) -> Chunk:
     """At most ``length`` bytes of a file (never more than a message takes), from ``offset`` on."""
-    _refuse_reserved(path)
+    _check(path)
     if offset < 0 or length < 1:
-        raise Invalid.field(
-            "offset" if offset < 0 else "length", "must not be negative; length is at least 1"
-        )
+        raise Invalid.field("offset" if offset < 0 else "length", "must not be negative; length is at least 1")
     length = min(length, CHUNK_BYTES)
     with told(path):
         descriptor = Tree(root).open_file(path)
@@ -73,7 +71,7 @@ def read_file(root: str, path: str, *, offset: int, length: int) -> Chunk:
 
 def write_part(root: str, path: str, *, upload: str, offset: int, data: bytes, end: bool) -> None:
     """Take one part of an upload; only the unfinished file is kept, so any process may take the next."""
-    _refuse_reserved(path)
+    _check(path)
     tree = Tree(root)
     temporary = hashlib.sha256(f"{path}\0{upload}".encode()).hexdigest()[:32]
     with told(path):
@@ -93,7 +91,7 @@ def write_part(root: str, path: str, *, upload: str, offset: int, data: bytes, e
 
 def delete_path(root: str, path: str) -> None:
     """Delete a file, a link itself, or an empty folder."""
-    _refuse_reserved(path)
+    _check(path)
     with told(path), Tree(root).at(path, follow=False) as spot:
         if spot.name == ".":
             raise Invalid.field("path", "the top of a datastore can't be deleted; delete the datastore")
@@ -145,9 +143,7 @@ def probe(root: str, *, read_only: bool) -> Probe:
             free_bytes=free,
         )
     done = "listed" if read_only else "wrote, renamed, read back and deleted a file"
-    return Probe(
-        ok=True, message=done, seconds=time.monotonic() - started, writable=not read_only, free_bytes=free
-    )
+    return Probe(ok=True, message=done, seconds=time.monotonic() - started, writable=not read_only, free_bytes=free)
 
 
 def _try_writing(top: int) -> None:
@@ -175,7 +171,9 @@ def _try_writing(top: int) -> None:
                 os.unlink(name, dir_fd=top)
 
 
-def _refuse_reserved(path: str) -> None:
+def _check(path: str) -> None:
+    if path and (problem := relative_path_problem(path)):
+        raise Invalid.field("path", problem)
     if UPLOADS in path.split("/"):
         raise Invalid.field("path", f"{UPLOADS} is reserved for unfinished uploads")
 
@@ -229,9 +227,7 @@ def _append(uploads: int, temporary: str, offset: int, data: bytes, *, end: bool
     try:
         size = os.fstat(descriptor).st_size
         if size < offset:
-            raise Conflict(
-                f"the part from byte {size} to {offset} is missing; begin again with the first part"
-            )
+            raise Conflict(f"the part from byte {size} to {offset} is missing; begin again with the first part")
         view = memoryview(data)
         while view:
             written = os.pwrite(descriptor, view, offset)
