@@ -1,6 +1,6 @@
 """The model server against a bare grpc.aio echo of the same bytes, in the same run on the same machine.
 
-    python benchmarks/serving.py [--seconds 3]
+    python -m benchmarks.serving [--seconds 3]
 
 One JSON line for each number of requests in flight: `ratio` is the server's requests a second over the
 echo's (1.0 would be a model for free), `server_cpu_us` what a request costs the server process.
@@ -18,6 +18,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 
+from benchmarks.report import report
 from elearn.grpc import serving_pb2
 from shared.tensor_proto import fill
 
@@ -129,15 +130,15 @@ def main() -> None:
                 before = cpu_seconds(server.pid)
                 rate = asyncio.run(measure(port, PREDICT, payload, in_flight, seconds))
                 spent = cpu_seconds(server.pid) - before
-                result = {
-                    "benchmark": "serving.predict",
-                    "in_flight": in_flight,
-                    "ratio": round(rate / baseline, 3),
-                    "requests_per_second": round(rate),
-                    "baseline_echo_per_second": round(baseline),
-                    "server_cpu_us": round(spent / (rate * (seconds + 0.5)) * 1e6),
-                }
-                print(json.dumps(result), flush=True)
+                report(
+                    "serving.predict",
+                    wanted="near 1: the model and batching cost little beside gRPC itself",
+                    in_flight=in_flight,
+                    ratio=round(rate / baseline, 3),
+                    requests_per_second=round(rate),
+                    baseline_echo_per_second=round(baseline),
+                    server_cpu_us=round(spent / (rate * (seconds + 0.5)) * 1e6),
+                )
     finally:
         for process in (echo, server):
             if process is not None:
