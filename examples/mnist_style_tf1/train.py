@@ -131,6 +131,6 @@ if __name__ == "__main__":
     parser.add_argument("--hidden_units", type=int, default=128)
     parser.add_argument("--learning_rate", type=float, default=0.003)
     FLAGS, unparsed = parser.parse_known_args()
-    tf.disable_v2_behavior()
     tf.logging.set_verbosity(tf.logging.ERROR)
+    tf.disable_v2_behavior()
     tf.app.run(main=main, argv=[sys.argv[0], *unparsed])

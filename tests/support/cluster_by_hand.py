@@ -42,7 +42,7 @@ class ClusterByHand:
         self._command = list(command)
         self._cwd = cwd
         self._logs = logs
-        self._env = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", **(env or {})}
+        self._env = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "0", **(env or {})}
         self._env.pop("TF_CONFIG", None)
         addresses = iter(free_addresses(sum(roles.values())))
         self.hosts = {role: [next(addresses) for _ in range(count)] for role, count in roles.items() if count}
