@@ -63,7 +63,7 @@ class Settled(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """The record of a place outside the home."""
 
     identity: Identity
-    folder: Path
+    folder: str
 
 
 def _record(folder: Path) -> Path:
@@ -73,7 +73,7 @@ def _record(folder: Path) -> Path:
 def data_folder(folder: Path) -> Path:
     """Where the data of the server of ``folder`` lies, if there is any."""
     settled = read_struct(_record(folder), Settled)
-    return ((settled.folder if settled else folder) / "data").resolve()
+    return (Path(settled.folder if settled else folder) / "data").resolve()
 
 
 def place(folder: Path, chosen: Identity, account_root: Path = ACCOUNT_ROOT) -> Place:
@@ -96,7 +96,7 @@ def place(folder: Path, chosen: Identity, account_root: Path = ACCOUNT_ROOT) -> 
         copied = _copy_program(packages, account_root)
         if settled is None:
             settled = _move_out(folder, chosen, account_root)
-        return Place(identity=settled.identity, packages=copied, folder=settled.folder)
+        return Place(identity=settled.identity, packages=copied, folder=Path(settled.folder))
     except OSError as error:
         raise HomeError(f"can't prepare PostgreSQL's folder: {error}") from error
 
@@ -109,7 +109,7 @@ def _move_out(folder: Path, chosen: Identity, account_root: Path) -> Settled:
         shutil.copytree(folder / "data", outside / "data", symlinks=True)
     for path in (outside, *outside.rglob("*")):
         os.chown(path, chosen.uid, chosen.gid, follow_symlinks=False)
-    settled = Settled(identity=chosen, folder=outside)
+    settled = Settled(identity=chosen, folder=str(outside))
     write_atomically(_record(folder), msgspec.json.encode(settled))
     shutil.rmtree(folder / "data", ignore_errors=True)
     return settled
