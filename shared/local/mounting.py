@@ -3,12 +3,13 @@
 Standard library only, and no neighbours: the shim imports it in the forked child that becomes the task, and
 ``python -I -S -E mounting.py SCRATCH`` is the probe that tries for real what this machine allows.
 """
-# ruff: noqa: PTH102, PTH103, PTH110, PTH112, PTH118, PTH120, PTH123, PTH208, PTH211
+# ruff: noqa: PTH102, PTH103, PTH106, PTH115, PTH110, PTH112, PTH118, PTH120, PTH123, PTH208, PTH211
 # pathlib would cost the shim's child more than all the mounts.
 
 import ctypes
 import errno
 import os
+import stat
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -29,7 +30,8 @@ _ST_TO_MS = ((2, 2), (4, 4), (8, 8), (1024, 1024), (2048, 2048), (4096, _MS_RELA
 _SYS_MOUNT_SETATTR = 442  # the same number on every architecture
 _AT_FDCWD, _AT_RECURSIVE, _MOUNT_ATTR_RDONLY = -100, 0x8000, 1
 _MOST_MIRRORED = 1000
-_STAGE = "/tmp"  # noqa: S108  # exists everywhere; covered in our own namespace only
+_STAGE = "/tmp"  # noqa: S108  # exists everywhere; covered for a moment, in our own namespace
+_OLD_ROOT = ".elearn-old-root"
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
@@ -63,19 +65,20 @@ def enter(binds: Sequence[Bind]) -> None:
         except OSError as problem:
             raise OSError(f"mount source {bind.source}: {problem.strerror}") from problem
     missing = _missing(binds)
-    # A new root is put together at /tmp, complete, and only then entered: mounts of a root left behind can't be bound.
-    root = _STAGE if "/" in missing else ""
+    if "/" in missing:
+        _new_root()
     for directory, targets in sorted(missing.items()):
-        shown = "/" if directory == "/" else root + directory
-        _mirror(shown, _STAGE if directory == "/" else shown, root, targets)
+        if directory != "/":
+            _mirror(directory, targets[0])
+        for target in targets:
+            os.makedirs(target, exist_ok=True)
     for bind, source in zip(binds, opened, strict=True):
-        target = root + bind.target
-        _mount(f"/proc/self/fd/{source}", target, _MS_BIND | _MS_REC, f"{bind.source} at {bind.target}")
+        _mount(f"/proc/self/fd/{source}", bind.target, _MS_BIND | _MS_REC, f"{bind.source} at {bind.target}")
         if bind.read_only:
-            _make_read_only(target)
+            _make_read_only(bind.target)
         os.close(source)
-    if root:
-        _pivot(root)
+    if "/" in missing:  # only now: from a root that was left, nothing can be bound
+        _leave_old_root()
     for directory in missing:
         # What is written beside the mounts would vanish with the namespace: better refused than lost.
         _mount("none", directory, _MS_REMOUNT | _MS_BIND | _MS_RDONLY | _MS_NOSUID | _MS_NODEV, directory)
@@ -120,7 +123,7 @@ def _make_read_only(target: str) -> None:
         raise OSError(f"can't make {target} read-only: {os.strerror(ctypes.get_errno())}")
     for point in _mount_points_at(target):  # before Linux 5.12, one by one
         has = os.statvfs(point).f_flag
-        flags = sum(mount for stat, mount in _ST_TO_MS if has & stat)
+        flags = sum(mount for flag, mount in _ST_TO_MS if has & flag)
         _mount("none", point, _MS_REMOUNT | _MS_BIND | _MS_RDONLY | flags, f"{point} read-only")
 
 
@@ -146,40 +149,57 @@ def _missing(binds: Sequence[Bind]) -> dict[str, list[str]]:
     return missing
 
 
-def _mirror(directory: str, stage: str, root: str, targets: Sequence[str]) -> None:
-    """Make at ``stage`` a small memory file system that shows all of ``directory``, and the targets besides.
+def _mirror(directory: str, target: str) -> None:
+    """Cover a directory by a small memory file system that shows all of it, and can be written.
 
-    So that a mount point can appear in a directory that can't be written.
+    So that a mount point can appear in a directory where we may not make one.
     """
-    names = sorted(os.listdir(directory))
+    names = os.listdir(directory)
     if len(names) > _MOST_MIRRORED:
-        raise OSError(f"can't make {targets[0]}: {directory} holds more than {_MOST_MIRRORED} entries")
-    held = [(name, os.open(os.path.join(directory, name), os.O_PATH | os.O_NOFOLLOW)) for name in names]
-    _mount("elearn", stage, _MS_NOSUID | _MS_NODEV, f"a memory file system at {stage}", "tmpfs", "mode=0755")
-    for name, descriptor in held:
-        path = os.path.join(stage, name)
-        kind = os.fstat(descriptor).st_mode & 0o170000
-        if kind == 0o120000:
-            os.symlink(os.readlink("", dir_fd=descriptor), path)
-        else:
-            if kind == 0o040000:
-                os.mkdir(path)
-            else:
-                os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
-            _mount(f"/proc/self/fd/{descriptor}", path, _MS_BIND | _MS_REC, f"{directory}/{name}")
+        raise OSError(f"can't make {target}: {directory} holds more than {_MOST_MIRRORED} entries")
+    held = {name: os.open(os.path.join(directory, name), os.O_PATH | os.O_NOFOLLOW) for name in names}
+    _mount_memory(directory)
+    for name, descriptor in held.items():
+        mode = os.fstat(descriptor).st_mode
+        link = os.readlink("", dir_fd=descriptor) if stat.S_ISLNK(mode) else ""
+        _show(f"/proc/self/fd/{descriptor}", os.path.join(directory, name), mode, link)
         os.close(descriptor)
-    for target in targets:
-        os.makedirs(root + target, exist_ok=True)
 
 
-def _pivot(root: str) -> None:
-    os.chdir(root)
-    if _libc.syscall(ctypes.c_long(_pivot_root_number()), b".", b".") != 0:
+def _new_root() -> None:
+    """Stand in a new root that shows all of the old one, and can be written; the old one stays at a hidden place."""
+    _mount_memory(_STAGE)
+    os.chdir(_STAGE)
+    os.mkdir(_OLD_ROOT)
+    if _libc.syscall(ctypes.c_long(_pivot_root_number()), b".", _OLD_ROOT.encode()) != 0:
         raise OSError(f"can't change the root: {os.strerror(ctypes.get_errno())}")
-    # With the same directory given twice the old root lies over the new one, and is peeled off.
-    if _libc.umount2(b".", _MNT_DETACH) != 0:
-        raise OSError(f"can't leave the old root: {os.strerror(ctypes.get_errno())}")
     os.chdir("/")
+    for name in os.listdir(f"/{_OLD_ROOT}"):
+        source = f"/{_OLD_ROOT}/{name}"
+        mode = os.lstat(source).st_mode
+        _show(source, f"/{name}", mode, os.readlink(source) if stat.S_ISLNK(mode) else "")
+
+
+def _leave_old_root() -> None:
+    if _libc.umount2(f"/{_OLD_ROOT}".encode(), _MNT_DETACH) != 0:
+        raise OSError(f"can't leave the old root: {os.strerror(ctypes.get_errno())}")
+    os.rmdir(f"/{_OLD_ROOT}")
+
+
+def _mount_memory(at: str) -> None:
+    _mount("elearn", at, _MS_NOSUID | _MS_NODEV, f"a memory file system at {at}", "tmpfs", "mode=0755")
+
+
+def _show(source: str, path: str, mode: int, link: str) -> None:
+    """Let a file, folder or link appear at another path."""
+    if link:
+        os.symlink(link, path)
+        return
+    if stat.S_ISDIR(mode):
+        os.mkdir(path)
+    else:
+        os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+    _mount(source, path, _MS_BIND | _MS_REC, path)
 
 
 def _pivot_root_number() -> int:

@@ -1,0 +1,78 @@
+"""Small tasks for tests of the local cloud's machinery."""
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from shared.local.identity import identify
+from shared.local.processes import LocalProcesses, ProcessSpec, end_all, processes_root
+from shared.local.spec import BindMount, Restart
+
+PATH = "/usr/local/bin:/usr/bin:/bin"
+
+
+class Home:
+    """An ELEARN_HOME with one room, and an easy way to say what is to run."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.work = home / "work"
+        self.work.mkdir(parents=True)
+        self.log = home / "task.log"
+        self.processes = self.again()
+
+    def again(self) -> LocalProcesses:
+        """Another service over the same root."""
+        return LocalProcesses(processes_root(self.home, "room"))
+
+    def shell(self, script: str, **settings: object) -> ProcessSpec:
+        return self.spec("/bin/sh", "-c", script, **settings)
+
+    def python(self, script: str, **settings: object) -> ProcessSpec:
+        return self.spec(sys.executable, "-I", "-S", "-u", "-c", script, **settings)
+
+    def spec(
+        self,
+        *argv: str,
+        env: dict[str, str] | None = None,
+        cwd: str | None = None,
+        log: str | None = None,
+        log_limit: int = 0,
+        grace: float = 10.0,
+        restart: Restart | None = None,
+        mounts: tuple[BindMount, ...] = (),
+        hold: tuple[str, ...] = (),
+    ) -> ProcessSpec:
+        return ProcessSpec(
+            argv=argv,
+            env={"PATH": PATH, **(env or {})},
+            cwd=cwd or str(self.work),
+            log=log or str(self.log),
+            log_limit=log_limit,
+            grace=grace,
+            restart=restart or Restart(),
+            mounts=mounts,
+            hold=hold,
+        )
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Home]:
+    made = Home(tmp_path / "home")
+    yield made
+    end_all(made.home, grace=0.2)
+
+
+def is_running(pid: int) -> bool:
+    return identify(pid) is not None
+
+
+def pid_in(path: Path) -> int:
+    return int(path.read_text())
+
+
+def exists(path: Path) -> bool:
+    return os.path.lexists(path)
