@@ -1,0 +1,1 @@
+"""The ``elearn`` command: one file per noun, all of it on :class:`elearn.Client`."""
