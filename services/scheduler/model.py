@@ -140,6 +140,7 @@ class TrainingRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     not_before: Instant | None = None
     created_by: str = ""
     cause: str = ""
+    traceparent: str = ""
     notes: tuple[str, ...] = ()
     started_at: Instant | None = None
     running_at: Instant | None = None
@@ -190,6 +191,13 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True):
     for_good: bool
 
 
+class Hindered(msgspec.Struct, frozen=True, kw_only=True):
+    """A launch is tried again later; ``reason`` says what is in the way."""
+
+    attempt: int
+    reason: str
+
+
 class Seen(msgspec.Struct, frozen=True, kw_only=True):
     """How the tasks of an attempt stand in the cloud; those not named were not seen."""
 
@@ -226,7 +234,7 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
     sequence: int
 
 
-Message = Admit | Refused | Seen | Vanished | Freed | Stop | DeadlinePassed | Retry
+Message = Admit | Refused | Hindered | Seen | Vanished | Freed | Stop | DeadlinePassed | Retry
 
 
 class Happened(msgspec.Struct, frozen=True, kw_only=True):
@@ -306,6 +314,10 @@ def decide(
             return _admit(record, now)
         case Refused():
             return _refused(record, message, now, pause)
+        case Hindered():
+            if message.attempt != record.attempt or record.state != "starting" or message.reason == record.reason:
+                return Decision(record=record)
+            return Decision(record=msgspec.structs.replace(record, reason=message.reason))
         case Seen():
             return _seen(record, message, now, pause)
         case Vanished():

@@ -30,8 +30,9 @@ _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
 _RESERVED_ENV: Final = frozenset({"CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NVIDIA_VISIBLE_DEVICES"})
 _SYSTEM: Final = ("/proc", "/sys", "/dev")
 _SYSTEM_TOPS: Final = frozenset(
-    "/ /bin /boot /dev /etc /home /lib /lib64 /opt /proc /root /run /sbin /sys /tmp /usr /var".split()
-)
+    "/" + name
+    for name in ("", "bin", "boot", "dev", "etc", "home", "lib", "lib64", "opt", "proc", "root", "run", "sbin")
+) | frozenset({"/sys", "/tmp", "/usr", "/var"})  # noqa: S108 - named to be refused
 
 
 # -- roles ------------------------------------------------------------------------------------------

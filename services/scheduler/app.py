@@ -1,0 +1,85 @@
+"""The scheduler's composition root."""
+
+import asyncio
+import os
+from datetime import timedelta
+
+from services.scheduler.changes import Changes
+from services.scheduler.cloud.local import LocalCloud
+from services.scheduler.cloud.port import TrainingCloud
+from services.scheduler.code import CodeVerbs
+from services.scheduler.code_store import CodeStore
+from services.scheduler.controller import Controller
+from services.scheduler.frameworks.tensorflow import TensorFlow
+from services.scheduler.handlers import Handlers
+from services.scheduler.queries import Queries
+from services.scheduler.settings import Settings
+from services.scheduler.store import TrainingStore
+from shared.contracts import training
+from shared.errors import Unsupported
+from shared.local.ledger import Ledger
+from shared.local.machine import detect
+from shared.service import Platform, Room
+
+
+async def compose(platform: Platform, settings: Settings) -> Room:
+    """Build the room on the cloud that the settings name."""
+    code = CodeStore(platform.database)
+    return room_on(platform, settings, await _cloud(settings, code), code)
+
+
+def room_on(platform: Platform, settings: Settings, cloud: TrainingCloud, code: CodeStore) -> Room:
+    """Build the room on a cloud."""
+    database, store, framework = platform.database, TrainingStore(), TensorFlow()
+    changes = Changes(store, platform.outbox)
+    handlers = Handlers(database, store, code, changes, cloud, framework, platform.bus, platform.wake)
+    queries = Queries(database, store, cloud)
+    archives = CodeVerbs(database, code, settings.code_limit, timedelta(days=settings.code_retention_days))
+    controller = Controller(database, store, changes, cloud, platform.wake, settings.board_idle)
+    return Room(
+        verbs={
+            training.SUBMIT: handlers.submit,
+            training.PLAN: handlers.plan,
+            training.STOP: handlers.stop,
+            training.FREE: handlers.free,
+            training.RETRY: handlers.retry,
+            training.DELETE: handlers.delete,
+            training.GET: queries.get,
+            training.LIST: queries.list,
+            training.READ_LOG: queries.read_log,
+            training.FIND_OUTPUT: queries.find_output,
+            training.OPEN_BOARD: queries.open_board,
+            training.QUEUE: queries.queue,
+            training.USAGE: queries.usage,
+            training.CLUSTER: queries.cluster,
+            training.PUT_CODE: archives.put,
+            training.STAT_CODE: archives.stat,
+            training.READ_CODE: archives.read,
+        },
+        leading={
+            "trainings": controller.run,
+            "trainings' watch": controller.watch,
+            "trainings' news": controller.follow,
+            "boards": controller.close_boards,
+            "code sweeper": archives.sweep,
+        },
+        close=(cloud.close,),
+    )
+
+
+async def _cloud(settings: Settings, code: CodeStore) -> TrainingCloud:
+    if settings.cloud != "local":
+        raise Unsupported(f"ELEARN_CLOUD: there is no cloud {settings.cloud!r}; this build runs 'local'")
+    machine = await asyncio.to_thread(detect, os.environ)
+    ledger = await asyncio.to_thread(Ledger, settings.home / "ledger.json", machine)
+    cloud = LocalCloud(
+        settings.home,
+        ledger,
+        TensorFlow(),
+        code.parts,
+        grace=settings.stop_grace,
+        restarts=settings.worker_restarts,
+        log_limit=settings.log_limit,
+    )
+    await cloud.capabilities()  # found out once, before the first request waits for it
+    return cloud

@@ -1,0 +1,353 @@
+"""Keeps the cloud as the rows say: watch, wake, decide, act.
+
+Two loops run in the replica that leads. ``follow`` takes what the cloud shows into the rows; ``run`` looks at all
+active rows whenever it is woken (by a commit, by itself, by time) and starts what is missing. Calls to the cloud run
+beside the loops, one at a time for each training; what they bring about goes into the rows like everything else.
+"""
+
+import asyncio
+import contextlib
+from datetime import datetime, timedelta
+from typing import Final, Literal
+
+import structlog
+
+from services.scheduler.admission import admit
+from services.scheduler.changes import Changes
+from services.scheduler.cloud.port import AttemptGone, AttemptSeen, Launch, Synced, TrainingCloud
+from services.scheduler.errors import CannotLaunch, NoRoomLeft, WrongState
+from services.scheduler.model import (
+    Admit,
+    DeadlinePassed,
+    Decision,
+    Freed,
+    Hindered,
+    Message,
+    Refused,
+    Seen,
+    TrainingRecord,
+    Vanished,
+)
+from services.scheduler.reconcile import Action, Key, Shown, reconcile
+from services.scheduler.store import ActiveTraining, TrainingStore
+from shared import context
+from shared.clock import now
+from shared.context import Cause
+from shared.errors import ElearnError, Unavailable
+from shared.postgres import Database
+from shared.supervise import Wake
+
+_log = structlog.get_logger(__name__)
+
+_RESYNC: Final = 10.0
+_PAUSES: Final = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+_LAUNCH_AGAIN: Final = 30.0
+
+
+class Controller:
+    """The leader's work.
+
+    Args:
+        wake: rung by whoever changed what the controller works on.
+        board_idle: seconds after which a TensorBoard that nobody looks at is closed.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        store: TrainingStore,
+        changes: Changes,
+        cloud: TrainingCloud,
+        wake: Wake,
+        board_idle: float,
+    ) -> None:
+        self._database = database
+        self._store = store
+        self._changes = changes
+        self._cloud = cloud
+        self._wake = wake
+        self._board_idle = timedelta(seconds=board_idle)
+        self._shown: dict[Key, dict[int, AttemptSeen]] = {}
+        self._synced = False
+        self._news: dict[tuple[Key, int], AttemptSeen] = {}
+        self._new = Wake()
+        self._busy: dict[Key, asyncio.Task[None]] = {}
+        self._launched: dict[tuple[Key, int], float] = {}
+        self._failing: dict[Key, tuple[int, float]] = {}
+        self._group: asyncio.TaskGroup | None = None
+
+    # -- what the cloud shows
+
+    async def watch(self) -> None:
+        """Take down what the cloud shows, as it comes; never ends."""
+        self._see_nothing()
+        async for seen in self._cloud.watch():
+            match seen:
+                case Synced():
+                    self._synced = True
+                    self._wake.ring()
+                case AttemptSeen():
+                    key = (seen.project, seen.name)
+                    self._shown.setdefault(key, {})[seen.attempt] = seen
+                    self._news[key, seen.attempt] = seen
+                    self._new.ring()
+                case AttemptGone():
+                    key = (seen.project, seen.name)
+                    attempts = self._shown.get(key, {})
+                    attempts.pop(seen.attempt, None)
+                    if not attempts:
+                        self._shown.pop(key, None)
+                    self._wake.ring()
+
+    def _see_nothing(self) -> None:
+        self._shown.clear()
+        self._news.clear()
+        self._synced = False
+
+    async def follow(self) -> None:
+        """Bring what was shown into the rows; never ends."""
+        while True:
+            await self._new.wait()
+            while self._news:
+                (key, attempt), seen = next(iter(self._news.items()))
+                del self._news[key, attempt]
+                await self._take_in(key, seen)
+
+    async def _take_in(self, key: Key, seen: AttemptSeen) -> None:
+        try:
+            decision = await self._apply(key, Seen(attempt=seen.attempt, tasks=seen.tasks))
+        except Unavailable as error:
+            _log.info("observation waits", training=key, error=error.detail)
+            self._news.setdefault((key, seen.attempt), seen)
+            await asyncio.sleep(_PAUSES[1])
+            return
+        if decision is None or decision.record.attempt != seen.attempt:
+            self._wake.ring()  # an attempt that nobody asked for, or not any more
+        elif decision.record.holding and not decision.record.wanted:
+            self._start(Action(what="free", project=key[0], name=key[1], attempt=seen.attempt))
+
+    # -- what is to be done
+
+    async def run(self) -> None:
+        """Look at everything when woken, and at times unasked; never ends."""
+        # What was seen in an earlier leadership is old: another may have led meanwhile.
+        self._see_nothing()
+        self._busy.clear()
+        self._launched.clear()
+        self._failing.clear()
+        async with asyncio.TaskGroup() as group:
+            self._group = group
+            try:
+                while True:
+                    again_at = await self._round_patiently()
+                    await self._wake.wait(_until(again_at))
+            finally:
+                self._group = None
+                for task in tuple(self._busy.values()):
+                    task.cancel()
+
+    async def _round_patiently(self) -> datetime | None:
+        try:
+            return await self._round()
+        except ElearnError as error:
+            _log.warning("round put off", error=error.detail)
+            return now() + timedelta(seconds=_PAUSES[2])
+
+    async def _round(self) -> datetime | None:
+        shown = {
+            key: [Shown(attempt=number, tasks=len(seen.tasks)) for number, seen in attempts.items()]
+            for key, attempts in self._shown.items()
+        }
+        synced = self._synced
+        async with self._database.transaction() as t:
+            active = await self._store.active(t)
+            removals = await self._store.removals(t)
+        plan = reconcile([row.desired for row in active], shown, now(), synced=synced)
+        for action in plan.actions:
+            await self._do(action)
+        admission_at = await self._admit(active)
+        for key in removals:
+            await self._forget(key)
+        times = [each for each in (plan.again_at, admission_at, *self._retries()) if each is not None]
+        return min(times, default=None)
+
+    def _retries(self) -> list[datetime]:
+        """When calls that failed are due again; what nobody wants any more is forgotten."""
+        loop_time = asyncio.get_running_loop().time()
+        for key, (_, until) in tuple(self._failing.items()):
+            if until <= loop_time and key not in self._busy:
+                del self._failing[key]
+        return [_at(until) for _, until in self._failing.values() if until > loop_time]
+
+    async def _do(self, action: Action) -> None:
+        match action.what:
+            case "vanished":
+                await self._apply(action.key, Vanished(attempt=action.attempt))
+                self._wake.ring()
+            case "deadline":
+                await self._apply(action.key, DeadlinePassed())
+                self._wake.ring()
+            case "launch" | "free":
+                self._start(action)
+
+    async def _admit(self, active: list[ActiveTraining]) -> datetime | None:
+        """Let in who may start, and start them."""
+        if not any(row.queued and not row.desired.holding for row in active):
+            return None
+        nodes = await self._cloud.capacity()
+        admission = admit(
+            [row.waiting() for row in active if row.queued],
+            [row.holder() for row in active if row.desired.holding],
+            nodes,
+            now(),
+        )
+        for verdict in admission.verdicts:
+            if not verdict.admitted:
+                continue
+            key = (verdict.waiting.project, verdict.waiting.name)
+            if key in self._busy:
+                continue
+            decision = await self._apply(key, Admit(), only_if="queued")
+            if decision is not None and decision.record.wanted:
+                action = Action(what="launch", project=key[0], name=key[1], attempt=decision.record.attempt)
+                self._start(action, decision.record)
+        return admission.again_at
+
+    # -- calls to the cloud
+
+    def _start(self, action: Action, record: TrainingRecord | None = None) -> None:
+        """Do it beside the loops, unless something is being done with this training already."""
+        group, loop = self._group, asyncio.get_running_loop()
+        if group is None or action.key in self._busy:
+            return
+        failing = self._failing.get(action.key)
+        if failing is not None and failing[1] > loop.time():
+            return
+        if action.what == "launch":
+            launched = self._launched.get((action.key, action.attempt))
+            if launched is not None and loop.time() - launched < _LAUNCH_AGAIN:
+                return
+        task = group.create_task(self._perform(action, record), name=f"{action.what} {action.project}/{action.name}")
+        self._busy[action.key] = task
+        task.add_done_callback(lambda _: self._done(action.key))
+
+    def _done(self, key: Key) -> None:
+        self._busy.pop(key, None)
+        self._wake.ring()
+
+    async def _perform(self, action: Action, record: TrainingRecord | None) -> None:
+        try:
+            if action.what == "launch":
+                await self._launch(action, record)
+            else:
+                await self._free(action)
+        except ElearnError as error:
+            await self._put_off(action, error.detail)
+        except OSError as error:
+            await self._put_off(action, str(error))
+        else:
+            self._failing.pop(action.key, None)
+
+    async def _launch(self, action: Action, record: TrainingRecord | None) -> None:
+        if record is None:
+            async with self._database.transaction() as t:
+                record = await self._store.find(t, action.key)
+        if record is None or record.attempt != action.attempt or record.state != "starting":
+            return
+        launch = Launch(
+            project=record.project,
+            name=record.name,
+            attempt=record.attempt,
+            spec=record.spec,
+            plan=record.plan,
+            mounts=record.mounts,
+        )
+        try:
+            await self._cloud.launch(launch)
+        except NoRoomLeft as error:
+            await self._apply(action.key, Refused(attempt=action.attempt, reason=error.detail, for_good=False))
+        except CannotLaunch as error:
+            await self._apply(action.key, Refused(attempt=action.attempt, reason=error.detail, for_good=True))
+        else:
+            self._launched[action.key, action.attempt] = asyncio.get_running_loop().time()
+
+    async def _free(self, action: Action) -> None:
+        tasks = await self._cloud.free(action.project, action.name, action.attempt)
+        self._launched.pop((action.key, action.attempt), None)
+        await self._apply(action.key, Freed(attempt=action.attempt, tasks=tasks))
+
+    async def _put_off(self, action: Action, problem: str) -> None:
+        count, _ = self._failing.get(action.key, (0, 0.0))
+        pause = _PAUSES[min(count, len(_PAUSES) - 1)]
+        self._failing[action.key] = (count + 1, asyncio.get_running_loop().time() + pause)
+        _log.warning("trying again", what=action.what, training=action.key, error=problem, pause=pause)
+        if action.what == "launch":
+            with contextlib.suppress(ElearnError):
+                await self._apply(
+                    action.key,
+                    Hindered(attempt=action.attempt, reason=f"{problem}; trying again"),
+                )
+
+    # -- rows
+
+    async def _apply(self, key: Key, message: Message, only_if: Literal["queued"] | None = None) -> Decision | None:
+        with context.caused_by(Cause(actor="scheduler")):
+            async with self._database.transaction() as t:
+                if only_if is not None:
+                    record = await self._store.find(t, key, lock=True)
+                    if record is None or record.state != only_if or record.holding:
+                        return None
+                try:
+                    decision = await self._changes.apply(t, key, message, now())
+                except WrongState:
+                    return None
+        if decision is not None and decision.events:
+            _log.info(
+                "training",
+                training=f"{key[0]}/{key[1]}",
+                attempt=decision.record.attempt,
+                state=decision.record.state,
+                reason=decision.record.reason,
+                events=[event.event for event in decision.events],
+            )
+        return decision
+
+    # -- what is left over
+
+    async def _forget(self, key: Key) -> None:
+        if key in self._busy:
+            return
+        await self._cloud.close_board(*key)
+        await self._cloud.forget(*key)
+        async with self._database.transaction() as t:
+            await self._store.removed(t, key)
+
+    async def close_boards(self) -> None:
+        """Close TensorBoards that nobody looks at; never ends."""
+        while True:
+            try:
+                async with self._database.transaction() as t:
+                    boards = await self._store.boards(t)
+                for key, used_at in boards.items():
+                    if now() - used_at > self._board_idle:
+                        await self._close_board(key, used_at)
+            except ElearnError as error:
+                _log.info("closing TensorBoards later", error=error.detail)
+            await asyncio.sleep(min(30.0, max(0.5, self._board_idle.total_seconds() / 4)))
+
+    async def _close_board(self, key: Key, used_at: datetime) -> None:
+        async with self._database.transaction() as t:
+            if not await self._store.drop_board(t, key, used_at):
+                return
+        await self._cloud.close_board(*key)
+
+
+def _until(moment: datetime | None) -> float:
+    """Seconds to sleep: until ``moment``, and never longer than until the next look at everything."""
+    if moment is None:
+        return _RESYNC
+    return min(_RESYNC, max(0.0, (moment - now()).total_seconds()))
+
+
+def _at(loop_time: float) -> datetime:
+    return now() + timedelta(seconds=max(0.0, loop_time - asyncio.get_running_loop().time()))
