@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 from elearn.up import services
+from elearn.up.errors import StartError
 from elearn.up.home import Home, unusable
 from elearn.up.state import Event, Failed
 from elearn.up.supervisor import Command, Supervisor
@@ -79,6 +80,9 @@ def main(arguments: list[str], command: Command = services.command) -> int:
         return _fail(tell, error)
     except OSError as error:
         return _fail(tell, unusable(home.root, error))
+    except Exception as error:  # noqa: BLE001 - a mistake of ours, told to the user as such
+        _log.exception("unexpected")
+        return _fail(tell, StartError(f"unexpected {type(error).__name__}; see {home.log('supervisor')}"))
     return 0
 
 

@@ -16,7 +16,8 @@ from elearn.up.files import read_struct, write_atomically
 from shared.local.identity import ProcessIdentity, identify
 
 DEFAULT_PORT = 8470
-_NEEDED_BYTES = 64 * 2**20
+_FIRST_BYTES, _LATER_BYTES = 256 * 2**20, 32 * 2**20
+"""Room that must be left when a home is made, and whenever it is brought up again."""
 _PASSWORD = re.compile(r"[A-Za-z0-9_-]{16,}")
 
 
@@ -74,9 +75,10 @@ class Home:
                 folder.mkdir(mode=0o700, exist_ok=True)
             room = os.statvfs(self.root)
             free = room.f_bavail * room.f_frsize
-            if free < _NEEDED_BYTES:
+            needed = _LATER_BYTES if self.secrets.exists() else _FIRST_BYTES
+            if free < needed:
                 raise HomeError(
-                    f"only {free // 2**20} MiB are free at {self.root}, {_NEEDED_BYTES // 2**20} are needed: "
+                    f"only {free // 2**20} MiB are free at {self.root}, {needed // 2**20} are needed: "
                     "make room, or choose another home with --home"
                 )
         except OSError as error:

@@ -12,6 +12,7 @@ from pathlib import Path
 from elearn.up import backoff, logfiles
 from elearn.up.errors import StartError
 from elearn.up.state import ProcessState, ServiceState
+from shared.errors import ElearnError
 from shared.local.identity import identify
 
 _log = logging.getLogger("elearn.up")
@@ -33,7 +34,7 @@ class Spec:
     folder: Path
     log: Path
     ready: Callable[[], Awaitable[bool]]
-    """Asked every few milliseconds after each start until it says yes."""
+    """Asked every few milliseconds after each start until it says yes, or raises what makes it hopeless."""
     before: Callable[[], Awaitable[None]] = field(default=_nothing)
     """Done before each start."""
     stop_signal: signal.Signals = signal.SIGTERM
@@ -140,13 +141,13 @@ class Managed:
         if self._stopping.is_set():
             self._signal(self.spec.stop_signal)
         watching = asyncio.create_task(self._watch(), name=f"watch {self.spec.name}")
+        watching.add_done_callback(self._watched)
         try:
             code = await self._process.wait()
         finally:
             self._process = None
             watching.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await watching
+            await asyncio.wait({watching})
         if code >= 0:
             return f"ended with status {code}"
         return f"was ended by {signal.Signals(-code).name}"
@@ -166,10 +167,31 @@ class Managed:
         finally:
             os.close(log)
 
+    def _watched(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        if self._first.done():
+            self._broken(error)
+        else:
+            self._first.set_exception(error)
+
     async def _watch(self) -> None:
-        while not await self.spec.ready():
+        while not await self._answers():
             await asyncio.sleep(0.02)
         if not self._stopping.is_set():
             self._set("ready")
         if not self._first.done():
             self._first.set_result(None)
+
+    async def _answers(self) -> bool:
+        try:
+            return await self.spec.ready()
+        except ElearnError as error:
+            if not self._first.done():
+                raise
+            # It has been ready before: what it lacks now, room on the disk say, may come back.
+            if error.detail != self.state.reason:
+                _log.warning("%s: %s", self.spec.name, error.detail)
+                self._set("starting", error.detail)
+            await asyncio.sleep(0.5)
+            return False

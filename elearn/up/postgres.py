@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import errno
 import os
+import re
 import shutil
 import signal
 from collections.abc import Mapping
@@ -84,7 +86,8 @@ async def initialise(where: Place, password: str, log: Path, timeout: float = 60
         Whether it was made now.
 
     Raises:
-        StartError: initdb failed; the message holds its last line.
+        StartError: initdb failed; the message holds what it complained of.
+        HomeError: no room, or no right to write there.
     """
     if (where.data / "PG_VERSION").is_file():
         return False
@@ -114,7 +117,7 @@ async def initialise(where: Place, password: str, log: Path, timeout: float = 60
         with log.open("ab") as file:
             file.write(output)
         if process.returncode != 0:
-            raise StartError(f"initdb failed: {_last_line(output)}")
+            raise _trouble(output)
         hba = making / "pg_hba.conf"
         hba.write_text(_HBA)
         making.rename(where.data)
@@ -129,10 +132,13 @@ async def initialise(where: Place, password: str, log: Path, timeout: float = 60
             await asyncio.to_thread(shutil.rmtree, making, ignore_errors=True)
 
 
-def _last_line(output: bytes) -> str:
-    lines = [line for line in output.decode(errors="replace").splitlines() if line.strip()]
-    errors = [line for line in lines if "error" in line.lower() or "fatal" in line.lower()]
-    return (errors or lines or ["it said nothing"])[-1].strip()
+def _trouble(output: bytes) -> StartError | HomeError:
+    lines = [line.strip() for line in output.decode(errors="replace").splitlines() if line.strip()]
+    telling = [line for line in lines if re.search("error|fatal|could not|No space", line, re.IGNORECASE)]
+    said = (telling or lines[-1:] or ["it said nothing"])[0]
+    if any(os.strerror(errno.ENOSPC) in line for line in lines):
+        return HomeError(f"no space left for PostgreSQL ({said}): make room, or choose another home with --home")
+    return StartError(f"initdb failed: {said}")
 
 
 def environment() -> dict[str, str]:
@@ -180,13 +186,29 @@ def clear_stale(where: Place) -> None:
 
 
 async def answers(superuser_url: str, timeout: float = 5.0) -> bool:
-    """Whether the server takes connections now."""
+    """Whether the server takes connections now.
+
+    Raises:
+        HomeError: its disk is full, or it knows another password than we do.
+    """
     try:
         connection = await asyncpg.connect(superuser_url, timeout=timeout)
     except _NOT_YET:
         return False
+    except (asyncpg.DiskFullError, asyncpg.InvalidPasswordError) as error:
+        raise explained(error) from error
     await connection.close()
     return True
+
+
+def explained(error: asyncpg.PostgresError) -> HomeError | StartError:
+    """What PostgreSQL refused, in words."""
+    said = str(error).splitlines()[0]
+    if isinstance(error, asyncpg.DiskFullError) or os.strerror(errno.ENOSPC) in said:
+        return HomeError(f"no space left for PostgreSQL ({said}): make room, or choose another home with --home")
+    if isinstance(error, asyncpg.InvalidPasswordError):
+        return HomeError("PostgreSQL has another password than secrets.json: put the file's older copy back")
+    return StartError(f"PostgreSQL refused to be set up: {said}")
 
 
 async def ready(superuser_url: str, timeout: float = 30.0) -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import asyncpg
 import msgspec
 
 from elearn.up import databases, health, identity, leftovers, logfiles, nats, postgres, services
@@ -106,7 +107,10 @@ class Supervisor:
         database = self._manage(self._postgres(where, ports.postgres, superuser))
         database.start()
         await database.ready()
-        await databases.provision(superuser, {name: secrets.postgres[name] for name in services.SERVICES})
+        try:
+            await databases.provision(superuser, {name: secrets.postgres[name] for name in services.SERVICES})
+        except asyncpg.PostgresError as error:
+            raise postgres.explained(error) from error
         await bus.ready()
         rooms = []
         for name in services.SERVICES:

@@ -4,11 +4,12 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
-from elearn.up.errors import StartError
+from elearn.up.errors import HomeError, StartError
 from elearn.up.managed import Managed, Spec
 from elearn.up.state import ServiceState
 
@@ -16,7 +17,15 @@ from elearn.up.state import ServiceState
 class Watched:
     """A managed process and the states it went through."""
 
-    def __init__(self, folder: Path, program: str, grace: float = 10.0, command: str = sys.executable) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        program: str,
+        *,
+        grace: float = 10.0,
+        command: str = sys.executable,
+        ready: Callable[[], Awaitable[bool]] | None = None,
+    ) -> None:
         self.marker = folder / "ready"
         self.states: asyncio.Queue[ServiceState] = asyncio.Queue()
         self.broken: list[BaseException] = []
@@ -26,7 +35,7 @@ class Watched:
             environment={},
             folder=folder,
             log=folder / "thing.log",
-            ready=self._ready,
+            ready=ready or self._ready,
             before=self._before,
             grace=grace,
         )
@@ -98,3 +107,31 @@ async def test_stopping_during_the_pause_does_not_wait_for_it(tmp_path: Path) ->
     async with asyncio.timeout(1):
         await watched.managed.stop()
     assert watched.managed.state.state == "stopped"
+
+
+async def test_a_hopeless_first_start_fails_and_a_later_one_goes_on(tmp_path: Path) -> None:
+    full = HomeError("no space left")
+    asked: list[bool | HomeError] = [True, False, full, full, True]
+
+    async def ready() -> bool:
+        answer = asked.pop(0)
+        if isinstance(answer, HomeError):
+            raise answer
+        return answer
+
+    watched = Watched(tmp_path, SERVE, ready=ready)
+    first = (await watched.until("ready")).process
+    assert first is not None
+    os.kill(first.pid, signal.SIGKILL)
+    await watched.until("restarting")
+    assert (await watched.until("starting")).reason is None
+    assert (await watched.until("starting")).reason == "no space left"
+    assert (await watched.until("ready")).reason is None
+    await watched.managed.stop()
+    assert watched.broken == []
+
+    asked = [full]
+    watched = Watched(tmp_path, SERVE, ready=ready)
+    with pytest.raises(HomeError, match="no space left"):
+        await watched.managed.ready()
+    await watched.managed.stop()
