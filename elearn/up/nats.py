@@ -114,8 +114,10 @@ def permissions(services: tuple[str, ...]) -> dict[str, Permissions]:
     }
 
 
-def config(port: int, store: Path, passwords: Mapping[str, str], services: tuple[str, ...]) -> str:
-    """The text of nats-server's configuration file (JSON is a subset of its language)."""
+def config(
+    host: str, port: int, store: str, passwords: Mapping[str, str], services: tuple[str, ...]
+) -> dict[str, object]:
+    """The settings of a nats-server; written as JSON, which is a subset of its configuration language."""
     users = []
     for user, allowed in permissions(services).items():
         publish: dict[str, object] = {"allow": list(allowed.publish)}
@@ -128,24 +130,32 @@ def config(port: int, store: Path, passwords: Mapping[str, str], services: tuple
                 "permissions": {"publish": publish, "subscribe": {"allow": list(allowed.subscribe)}},
             }
         )
-    return json.dumps(
-        {
-            "host": "127.0.0.1",
-            "port": port,
-            "server_name": "elearn",
-            "max_payload": 8 * _MEGABYTE,
-            "max_connections": 1000,
-            "ping_interval": "60s",
-            "lame_duck_duration": "30s",
-            "jetstream": {
-                "store_dir": str(store),
-                "max_memory_store": 64 * _MEGABYTE,
-                "max_file_store": 10 * 1024 * _MEGABYTE,
-            },
-            "authorization": {"users": users},
+    return {
+        "host": host,
+        "port": port,
+        "server_name": "elearn",
+        "max_payload": 8 * _MEGABYTE,
+        "max_connections": 1000,
+        "ping_interval": "60s",
+        "jetstream": {
+            "store_dir": store,
+            "max_memory_store": 64 * _MEGABYTE,
+            "max_file_store": 10 * 1024 * _MEGABYTE,
         },
-        indent=2,
-    )
+        "authorization": {"users": users},
+    }
+
+
+def template(services: tuple[str, ...]) -> str:
+    """The configuration for a server that elearn does not start itself: passwords come from its environment.
+
+    Committed as ``deploy/nats/nats.conf``.
+    """
+    variables = {user: f"ELEARN_NATS_PASSWORD_{user.upper()}" for user in permissions(services)}
+    text = json.dumps(config("0.0.0.0", 4222, "/data", variables, services), indent=2)  # noqa: S104
+    for variable in variables.values():
+        text = text.replace(f'"{variable}"', f"${variable}")  # unquoted: the server looks it up
+    return f"# Made by elearn.up.nats.template; change it there.\n{text}\n"
 
 
 def write_config(folder: Path, port: int, passwords: Mapping[str, str], services: tuple[str, ...]) -> list[str]:
@@ -155,7 +165,8 @@ def write_config(folder: Path, port: int, passwords: Mapping[str, str], services
         The arguments that start the server in the foreground.
     """
     path = folder / "nats.conf"
-    write_atomically(path, config(port, folder / "data", passwords, services).encode())
+    settings = config("127.0.0.1", port, str(folder / "data"), passwords, services)
+    write_atomically(path, json.dumps(settings, indent=2).encode())
     write_atomically(folder / "url", f"{url(OPERATIONS, passwords[OPERATIONS], port)}\n".encode())
     return [str(binaries.nats_server()), "--config", str(path)]
 

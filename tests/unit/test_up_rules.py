@@ -3,12 +3,14 @@
 import errno
 import os
 import re
+import socket
+import subprocess
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from elearn.up import backoff, logfiles, nats, ports, postgres, services
+from elearn.up import backoff, binaries, logfiles, nats, ports, postgres, services
 from elearn.up.errors import AccountError, HomeError, PortTakenError
 from elearn.up.files import read_struct, write_atomically
 from elearn.up.home import Home, Secrets, unusable
@@ -70,8 +72,6 @@ def test_ports_are_kept_distinct_and_off_the_ephemeral_range() -> None:
 
 
 def test_a_taken_port_is_refused_for_the_gateway_and_replaced_inside() -> None:
-    import socket
-
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -213,3 +213,37 @@ def test_a_log_is_turned_over_under_the_hands_of_its_writer(tmp_path: Path) -> N
 def test_postgres_shares_no_memory_or_sockets_with_its_neighbours() -> None:
     assert postgres.SETTINGS["listen_addresses"] == "127.0.0.1"
     assert postgres.SETTINGS["unix_socket_directories"] == ""
+
+
+def test_the_configuration_for_other_servers_is_up_to_date() -> None:
+    committed = Path(__file__).parents[2] / "deploy" / "nats" / "nats.conf"
+    assert committed.read_text() == nats.template(services.SERVICES)
+
+
+def test_the_configuration_for_other_servers_is_valid_and_takes_passwords_from_the_environment() -> None:
+    committed = Path(__file__).parents[2] / "deploy" / "nats" / "nats.conf"
+    users = [*services.SERVICES, nats.OPERATIONS]
+    passwords = {f"ELEARN_NATS_PASSWORD_{user.upper()}": f"secret-of-{user}" for user in users}
+    check = [str(binaries.nats_server()), "--config", str(committed), "-t"]
+    assert subprocess.run(check, env=passwords, capture_output=True, check=False).returncode == 0
+    passwords.popitem()
+    said = subprocess.run(check, env=passwords, capture_output=True, check=False, text=True)
+    assert said.returncode != 0
+    assert "ELEARN_NATS_PASSWORD_ELEARN" in said.stdout + said.stderr
+
+
+def test_a_home_without_room_is_refused_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.statvfs(tmp_path)
+    fields = list(real)
+    fields[4] = 40 * 2**20 // real.f_frsize  # f_bavail
+    monkeypatch.setattr(os, "statvfs", lambda path: os.statvfs_result(fields))
+    with pytest.raises(HomeError, match="only 40 MiB are free .*256 are needed"):
+        Home(tmp_path / "home").prepare()
+
+
+def test_a_home_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    with pytest.raises(HomeError, match="run elearn as its owner"):
+        Home(tmp_path).prepare()
