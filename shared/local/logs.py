@@ -1,7 +1,7 @@
 """Reading a task's log while it grows: from an offset, its last lines, or live until the task has finished.
 
 Offsets are bytes from the start of all that was ever written. When a log grew over its limit, the keeper
-freed its oldest part (a hole in the file): reading there goes on behind it, and says so.
+freed its oldest part (a hole in the file): reading there goes on behind it, as the chunk's offset tells.
 """
 
 import asyncio
@@ -49,6 +49,9 @@ def read(path: Path, offset: int = 0, limit: int = _CHUNK) -> LogChunk:
     finally:
         os.close(descriptor)
     end = start + len(data) >= size
+    if start > offset:
+        cut = _first_whole_line(data)
+        start, data = start + cut, data[cut:]
     newline = data.rfind(b"\n") + 1
     if newline:
         data = data[:newline]
@@ -63,10 +66,11 @@ def tail(path: Path, lines: int, limit: int = 1024 * 1024) -> LogChunk:
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
+            first = _skip_hole(file.fileno(), 0, size)
             found, start, block = -1, size, 8192
             data = b""
-            while start > 0 and len(data) < limit and found < 0:
-                step = min(block, start, limit - len(data))
+            while start > first and len(data) < limit and found < 0:
+                step = min(block, start - first, limit - len(data))
                 start -= step
                 file.seek(start)
                 data = file.read(step) + data
@@ -75,10 +79,8 @@ def tail(path: Path, lines: int, limit: int = 1024 * 1024) -> LogChunk:
     except FileNotFoundError:
         return LogChunk(offset=0, text="", next=0, end=True)
     if found < 0:
-        found = data.find(b"\n") + 1 if start > 0 else 0  # over the limit: begin with a whole line
-    data = data[found:]
-    dropped = len(data) - len(data.lstrip(b"\0"))  # the hole where older text was
-    return LogChunk(offset=start + found + dropped, text=data[dropped:].decode("utf-8", "replace"), next=size, end=True)
+        found = _first_whole_line(data) if start > 0 else 0
+    return LogChunk(offset=start + found, text=data[found:].decode("utf-8", "replace"), next=size, end=True)
 
 
 async def follow(path: Path, finished: Callable[[], Awaitable[bool]], offset: int = 0) -> AsyncIterator[LogChunk]:
@@ -118,6 +120,12 @@ def _skip_hole(descriptor: int, offset: int, size: int) -> int:
         return os.lseek(descriptor, offset, os.SEEK_DATA)
     except OSError:  # a file system without holes, or one at the very end
         return offset
+
+
+def _first_whole_line(data: bytes) -> int:
+    """Where the first line begins that was not cut off in front; 0 when there is but one line."""
+    newline = data.find(b"\n") + 1
+    return newline if newline < len(data) else 0
 
 
 def _whole_characters(data: bytes) -> int:

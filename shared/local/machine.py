@@ -59,9 +59,13 @@ def human_bytes(count: float) -> str:
     """A size for people: ``1.5 GiB``."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if abs(count) < 1024:
-            return f"{count:.3g} {unit}"
+            return f"{_short(count)} {unit}"
         count /= 1024
-    return f"{count:.4g} TiB"
+    return f"{_short(count)} TiB"
+
+
+def _short(count: float) -> str:
+    return f"{count:.2f}".rstrip("0").rstrip(".")
 
 
 def _number(text: str) -> float:
