@@ -1,0 +1,1 @@
+"""The table of routes: every path of the gateway, one file per noun."""
