@@ -25,7 +25,8 @@ def events(
 ) -> None:
     """What has happened, or happens.
 
-    All lifecycle events that are kept, or with --follow those from now on (or --since). JSON is one array; with --follow one object a line.
+    All lifecycle events that are kept, or with --follow those from now on (or --since).
+    JSON is one array; with --follow one object a line.
     """
     with connected(project) as client:
         found = client.events(since, subject, follow=follow)

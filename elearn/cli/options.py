@@ -35,6 +35,8 @@ Sure = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask; scripts are
 @contextmanager
 def connected(project: str | None) -> "Iterator[Client]":
     """A client for one command."""
+    # httpx brings a command line of its own along: half of the time that this takes to start.
+    sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]
     import stamina.instrumentation
 
     from elearn.client import Client

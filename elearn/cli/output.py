@@ -66,20 +66,28 @@ def show_list(
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table; narrow terminals fold its last column, pipes get whole lines."""
+    """Print a table; on a terminal the last column folds, a pipe gets whole lines."""
+    cells = [[words(cell) for cell in row] for row in rows]
+    heads = [column.upper() for column in columns]
+    if sys.stdout.isatty():
+        _draw(heads, cells)
+        return
+    widths = [max(len(row[at]) for row in (heads, *cells)) for at in range(len(heads))]
+    for row in (heads, *cells):
+        write("   ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _draw(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 100_000
     drawn = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
-    for number, column in enumerate(columns):
-        drawn.add_column(column.upper(), no_wrap=number < len(columns) - 1, overflow="fold")
-    for cells in rows:
-        drawn.add_row(*(_cell(cell, Text) for cell in cells))
-    console.print(drawn, soft_wrap=not console.is_terminal)
+    for number, head in enumerate(heads):
+        drawn.add_column(head, no_wrap=number < len(heads) - 1, overflow="fold")
+    for row in rows:
+        drawn.add_row(*(Text(cell, style=_COLOURS.get(cell, "")) for cell in row))
+    Console(highlight=False).print(drawn)
 
 
 def details(pairs: Iterable[tuple[str, object]]) -> None:
@@ -131,8 +139,3 @@ def size(count: int | None) -> str:
     from shared.contracts.common import format_memory
 
     return "-" if count is None else format_memory(count)
-
-
-def _cell(value: object, text: Callable[..., T]) -> T:
-    shown = words(value)
-    return text(shown, style=_COLOURS.get(shown, ""))

@@ -11,7 +11,6 @@ from elearn.cli.options import Format, Labels, Output, Project, State, confirm, 
 from elearn.cli.output import age, details, show, show_list, size, table, took, words, write
 
 if TYPE_CHECKING:
-    from elearn.client import Client
     from elearn.client.documents import Document
     from shared.contracts.training import Plan, Training
 

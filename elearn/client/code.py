@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Final
 
 from elearn.client.transport import Transport
-from shared.archive import pack
 from shared.errors import Invalid, NotFound
 
 _BLOCK: Final = 1 << 18
@@ -28,6 +27,8 @@ def send_code(transport: Transport, base: str, folder: Path) -> str:
         Invalid: it is not a folder, or holds what can't be packed.
         TooLarge: it is over the limit of what code may be.
     """
+    from shared.archive import pack  # on demand: most commands never pack anything
+
     if not folder.is_dir():
         raise Invalid.field("code", f"{folder} is not a folder")
     with tempfile.TemporaryDirectory(prefix="elearn-code-") as scratch:

@@ -11,8 +11,6 @@ import httpx
 
 from elearn.client.errors import Damaged
 from elearn.client.transport import Transport
-from shared.archive import Limits
-from shared.archive import unpack as unpack_archive
 from shared.contracts.model import Version
 from shared.errors import Invalid, StorageFull, Unavailable
 
@@ -21,8 +19,6 @@ Progress = Callable[[int, int], None]
 
 _FRUITLESS_TRIES: Final = 5
 _BLOCK: Final = 1 << 20
-_ANY: Final = Limits(total=1 << 50, files=10_000_000, compressed=1 << 50)
-"""The digest has told already that these are the bytes that were saved: only the disk bounds them."""
 
 
 def download_archive(
@@ -40,7 +36,7 @@ def download_archive(
         _fetch(transport, path, version, part, progress)
         _check(part, digest, version)
         if unpack:
-            unpack_archive(part, to, _ANY)
+            _unpack(part, to)
             part.unlink()
         else:
             part.replace(to)
@@ -84,3 +80,10 @@ def _check(part: Path, digest: str, version: Version) -> None:
             f"{version.model} version {version.number} arrived with the digest sha256:{found} in place of "
             f"sha256:{digest}: nothing of it was kept, download it again"
         )
+
+
+def _unpack(part: Path, to: Path) -> None:
+    from shared.unpacking import Limits, unpack  # on demand: most commands never unpack anything
+
+    # The digest has told already that these are the bytes that were saved: only the disk bounds them.
+    unpack(part, to, Limits(total=1 << 50, files=10_000_000, compressed=1 << 50))

@@ -3,7 +3,6 @@
 import errno
 import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Final, TypeVar
@@ -166,8 +165,10 @@ def _link(entry: FileEntry, below: PurePosixPath, target: Path) -> None:
 
 def _several(one: Callable[[J], tuple[str, int]], jobs: list[J], moved: Moved) -> int:
     """Do the jobs, a few at a time; the first that fails ends the rest."""
+    from concurrent.futures import ThreadPoolExecutor  # on demand: most commands move nothing
+
     with ThreadPoolExecutor(_AT_A_TIME, thread_name_prefix="elearn-files") as pool:
-        doing: list[Future[tuple[str, int]]] = [pool.submit(one, job) for job in jobs]
+        doing = [pool.submit(one, job) for job in jobs]
         try:
             for each in doing:
                 moved(*each.result())
