@@ -31,7 +31,6 @@ from shared.contracts.training import (
     ProjectRequest,
     QueueEntry,
     ReadLog,
-    Task,
     Training,
     Usage,
 )
@@ -252,14 +251,12 @@ def _log_of(record: TrainingRecord, request: ReadLog) -> tuple[int, bool]:
     number = record.attempt if request.attempt is None else request.attempt
     if request.attempt is not None and not 1 <= request.attempt <= max(record.attempt, 1):
         raise Invalid.field("attempt", f"{record.name} has had {record.attempt} attempts")
-    if number != record.attempt or not record.holding:
-        return min(number, record.attempt), record.state in ENDED or number < record.attempt or not record.wanted
-    task = _task(record, request.task)
-    return number, task is not None and task.state in _OVER
-
-
-def _task(record: TrainingRecord, name: str) -> Task | None:
-    return next((task for task in record.tasks if task.name == name), None)
+    if record.attempt == 0:
+        return 0, record.state in ENDED
+    if number < record.attempt or not record.holding:
+        return number, True
+    task = next(task for task in record.tasks if task.name == request.task)
+    return number, task.state in _OVER
 
 
 def _lineage(record: TrainingRecord, datastore: str, path: str) -> Lineage:

@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-import sys
+import os
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import pytest
 
 from services.scheduler.app import compose
 from services.scheduler.settings import Settings
+from shared.archive import pack
 from shared.bus import Bus
+from shared.codec import decode_json
 from shared.contracts import datastore, training
 from shared.contracts.common import ListRequest, Named
 from shared.contracts.datastore import LocalVolume, MountableDatastore, MountReply, MountRequest
@@ -24,11 +27,8 @@ from shared.contracts.training import (
     TrainingEvent,
     TrainingSpec,
 )
-from shared.codec import decode_json
 from shared.errors import Conflict, Invalid, NotFound
 from tests.support.rooms import answering, running_room, until
-
-pytestmark = pytest.mark.filterwarnings("error")
 
 ENVIRON = {"ELEARN_CPUS": "4", "ELEARN_MEMORY": "8Gi", "ELEARN_STOP_GRACE": "2"}
 
@@ -58,9 +58,10 @@ class House:
     async def events(self, name: str, last: str) -> list[str]:
         """What happened to a training, up to its event ``last``."""
         found = []
-        async with asyncio.timeout(15), contextlib.aclosing(
-            self.bus.events(since=0, subject=f"elearn.v1.training.*.default.{name}")
-        ) as events:
+        async with (
+            asyncio.timeout(15),
+            contextlib.aclosing(self.bus.events(since=0, subject=f"elearn.v1.training.*.default.{name}")) as events,
+        ):
             async for event in events:
                 body = decode_json(TrainingEvent, bytes(event.data))
                 assert body.training.name == name
@@ -84,9 +85,7 @@ async def house(clean_nats: str, database_url: str, tmp_path: Path) -> AsyncIter
         there = [name for name in request.names if name in ("digits", "runs")]
         return MountReply(
             datastores=tuple(
-                MountableDatastore(
-                    name=name, volume=LocalVolume(path=str(data / name)), read_only=name == "digits"
-                )
+                MountableDatastore(name=name, volume=LocalVolume(path=str(data / name)), read_only=name == "digits")
                 for name in there
             ),
             missing=tuple(name for name in request.names if name not in ("digits", "runs", "slow")),
@@ -118,3 +117,286 @@ async def test_a_training_runs_and_is_freed(house: House) -> None:
     assert done.tasks[0].exit_code == 0
     assert await house.events("digits-1", "freed") == ["queued", "starting", "running", "succeeded", "freed"]
     assert (await house.submit(["true"])).name == "digits-2"
+
+
+CLUSTER = Roles(chief=Role(cpu=0.1), worker=Role(replicas=2, cpu=0.1), ps=Role(cpu=0.1))
+CHIEF_OR_SLEEP = "import os, time; os.environ['ELEARN_ROLE'] == 'chief' or time.sleep(600)"
+
+
+async def used_cpu(house: House) -> float:
+    cluster = await house.bus.call(training.CLUSTER, training.AllProjects())
+    return cluster.nodes[0].cpu_used
+
+
+async def test_the_chiefs_end_ends_the_others_and_frees_everything(house: House) -> None:
+    await house.submit(python(CHIEF_OR_SLEEP), roles=CLUSTER)
+    done = await house.until_freed("digits-1")
+    assert done.state == "succeeded"
+    assert {task.name: task.state for task in done.tasks} == {
+        "chief-0": "succeeded",
+        "worker-0": "stopped",
+        "worker-1": "stopped",
+        "ps-0": "stopped",
+    }
+    assert len({task.address for task in done.tasks}) == 4
+    assert await used_cpu(house) == 0
+    usage = await house.bus.call(training.USAGE, training.ProjectRequest(project="default"))
+    assert (usage.running, usage.cpu) == (0, 0.0)
+    assert usage.cpu_seconds > 0
+
+
+async def test_every_task_is_told_of_its_cluster(house: House) -> None:
+    code = "import os, sys; print(os.environ['TF_CONFIG'], sys.argv[1:])"
+    command = [*python(code), "--me={role}:{index}", "--ps={ps_hosts}", "{other} {}"]
+    await house.submit(command, roles=Roles(chief=Role(cpu=0.1), ps=Role(cpu=0.1)))
+    done = await house.until_freed("digits-1")
+    log = await house.bus.call(training.READ_LOG, training.ReadLog(project="default", name="digits-1", task="chief-0"))
+    assert log.end
+    chief, ps = (task.address for task in done.tasks)
+    assert log.data.decode() == (
+        f'{{"cluster": {{"chief": ["{chief}"], "ps": ["{ps}"]}}, "task": {{"type": "chief", "index": 0}}}} '
+        f"['--me=chief:0', '--ps={ps}', '{{other}} {{}}']\n"
+    )
+
+
+async def test_a_failing_chief_is_retried_in_the_same_folder_while_retries_last(house: House) -> None:
+    code = (
+        "import os, pathlib, sys; n = int(os.environ['ELEARN_ATTEMPT']);"
+        "assert len(os.listdir('out')) == n - 1; pathlib.Path(f'out/{n}').touch(); sys.exit(n < 3 and 'not yet')"
+    )
+    mounts = (Mount(datastore="runs", path="out", own=True),)
+    await house.submit(python(code), mounts=mounts, retries=2)
+    done = await house.until_freed("digits-1")
+    assert (done.state, done.attempt) == ("succeeded", 3), done.reason
+    assert [attempt.state for attempt in done.attempts] == ["failed", "failed", "succeeded"]
+    assert done.attempts[0].reason == "chief-0 ended with exit code 1: not yet"
+    assert all(attempt.freed_at for attempt in done.attempts)
+    assert (await house.events("digits-1", "freed")).count("retrying") == 2
+
+    await house.submit(python("raise SystemExit(3)"), retries=1)
+    failed = await house.until_freed("digits-2")
+    assert (failed.state, failed.attempt) == ("failed", 2)
+    assert failed.reason == "chief-0 ended with exit code 3 (attempt 2)"
+
+
+def kill_task(task: training.Task) -> None:
+    """kill -9 of a task's own process, found by its environment."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            environ = (folder / "environ").read_bytes().split(b"\0")
+            role, _, index = task.name.rpartition("-")
+            wanted = {f"ELEARN_ROLE={role}".encode(), f"ELEARN_INDEX={index}".encode()}
+            if wanted <= set(environ):
+                os.kill(int(folder.name), signal.SIGKILL)
+                return
+    raise AssertionError(f"no process of {task.name}")
+
+
+async def test_a_killed_worker_comes_back_on_its_address_and_a_killed_ps_makes_the_next_attempt(
+    house: House,
+) -> None:
+    await house.submit(python("import time; time.sleep(600)"), roles=CLUSTER, retries=1)
+    running = await house.until("digits-1", "running")
+    worker = next(task for task in running.tasks if task.name == "worker-1")
+    kill_task(worker)
+
+    def came_back(one: Training) -> bool:
+        task = next(task for task in one.tasks if task.name == "worker-1")
+        return task.restarts == 1 and task.state == "running" and task.address == worker.address
+
+    after = await until(lambda: house.get("digits-1"), came_back)
+    assert (after.state, after.attempt) == ("running", 1)
+
+    kill_task(next(task for task in running.tasks if task.role == "ps"))
+    second = await until(lambda: house.get("digits-1"), lambda one: one.attempt == 2 and one.state == "running")
+    assert second.attempts[0].reason == "ps-0 was ended by signal 9"
+    stopped = await house.bus.call(training.STOP, StopTraining(project="default", name="digits-1", reason="enough"))
+    assert (stopped.state, stopped.reason) == ("stopped", "enough")
+    assert (await house.until_freed("digits-1")).state == "stopped"
+    assert await used_cpu(house) == 0
+
+
+async def test_a_mirrored_workers_death_fails_the_attempt(house: House) -> None:
+    roles = Roles(chief=Role(cpu=0.1), worker=Role(cpu=0.1))
+    await house.submit(python("import time; time.sleep(600)"), roles=roles)
+    running = await house.until("digits-1", "running")
+    kill_task(running.tasks[1])
+    failed = await house.until_freed("digits-1")
+    assert (failed.state, failed.reason) == ("failed", "worker-0 was ended by signal 9")
+
+
+async def test_the_queue_says_what_it_waits_for(house: House) -> None:
+    await house.submit(python("import time; time.sleep(600)"), roles=Roles(chief=Role(cpu=3)))
+    await house.until("digits-1", "running")
+    await house.submit(["true"], name="big", roles=Roles(chief=Role(cpu=2)))
+    await house.submit(["true"], name="small", roles=Roles(chief=Role(cpu=1)))
+    queue = await house.bus.call(training.QUEUE, ListRequest(project="default"))
+    reasons = {entry.name: entry.reason for entry in queue.items}
+    assert reasons == {
+        "big-1": "waiting for 2 CPUs: 3 of 4 in use by default/digits-1; first in queue",
+        "small-1": "behind default/big-1, which waits for 2 CPUs; second in queue",
+    }
+    assert (await house.get("big-1")).reason == reasons["big-1"]
+    listed = await house.bus.call(training.LIST, ListRequest(project="default", state="queued"))
+    assert {one.name: one.reason for one in listed.items} == reasons
+    plan = await house.bus.call(
+        training.PLAN,
+        SubmitTraining(project="default", spec=TrainingSpec(name="next", command=("true", "{role}"))),
+    )
+    assert (plan.name, plan.fits_now, plan.tasks[0].command) == ("next-1", False, ("true", "chief"))
+    assert plan.reason.endswith("third in queue")
+    await house.bus.call(training.STOP, StopTraining(project="default", name="digits-1"))
+    for name in ("big-1", "small-1"):
+        assert (await house.until_freed(name)).state == "succeeded"
+
+
+async def test_a_deadline_ends_it(house: House) -> None:
+    await house.submit(python("import time; time.sleep(600)"), deadline=0.5, retries=3)
+    ended = await house.until_freed("digits-1")
+    assert (ended.state, ended.reason) == ("failed", "its deadline of 0.5 s has passed")
+
+
+async def test_logs_are_followed_kept_and_deleted(house: House) -> None:
+    await house.submit(python("import time; print('begin'); time.sleep(0.3); print('end')"))
+    text, offset = b"", 0
+    while True:
+        chunk = await house.bus.call(
+            training.READ_LOG,
+            training.ReadLog(project="default", name="digits-1", task="chief-0", offset=offset, wait=10),
+        )
+        text, offset = text + chunk.data, chunk.offset + len(chunk.data)
+        if chunk.end:
+            break
+    assert text == b"begin\nend\n"
+    await house.until_freed("digits-1")
+    last = await house.bus.call(
+        training.READ_LOG, training.ReadLog(project="default", name="digits-1", task="chief-0", offset=-4)
+    )
+    assert last.data == b"end\n"
+    with pytest.raises(NotFound, match="it has chief-0"):
+        await house.bus.call(training.READ_LOG, training.ReadLog(project="default", name="digits-1", task="worker-7"))
+    await house.bus.call(training.DELETE, Named(project="default", name="digits-1"))
+    with pytest.raises(NotFound):
+        await house.get("digits-1")
+    folder = house.home / "trainings" / "default" / "digits-1"
+
+    async def is_there() -> bool:
+        return folder.exists()
+
+    await until(is_there, lambda there: not there)
+    assert (await house.submit(["true"])).name == "digits-2"
+
+
+async def test_stop_retry_and_delete_know_the_state(house: House) -> None:
+    await house.submit(python("import time; time.sleep(600)"))
+    named = Named(project="default", name="digits-1")
+    with pytest.raises(Conflict, match="only one that has ended"):
+        await house.bus.call(training.RETRY, named)
+    with pytest.raises(Conflict, match="stop it before"):
+        await house.bus.call(training.DELETE, named)
+    freed = await house.bus.call(training.FREE, named)
+    assert freed.state == "stopped"
+    await house.until_freed("digits-1")
+    again = await house.bus.call(training.RETRY, named)
+    assert (again.state, again.freed_at) == ("queued", None)
+    second = await house.until("digits-1", "running")
+    assert second.attempt == 2
+    await house.bus.call(training.STOP, StopTraining(project="default", name="digits-1"))
+    await house.until_freed("digits-1")
+    with pytest.raises(NotFound):
+        await house.bus.call(training.STOP, StopTraining(project="default", name="nothing-1"))
+
+
+async def test_every_wrong_field_is_named_and_nothing_is_left_behind(house: House) -> None:
+    with pytest.raises(Invalid) as refused:
+        await house.submit(
+            ["no-such-program"],
+            code="sha256:" + "0" * 64,
+            env={"TF_CONFIG": "x", "1A": "y"},
+            mounts=(
+                Mount(datastore="nowhere", path="a"),
+                Mount(datastore="slow", path="../b"),
+                Mount(datastore="runs", path="a/c"),
+            ),
+            roles=Roles(chief=Role(gpu=1, cpu=5), worker=Role(memory="2Q")),
+            deadline="soon",
+            labels={"a b": "c"},
+            tensorboard="elsewhere",
+        )
+    assert {error.field for error in refused.value.errors} == {
+        "command",
+        "code",
+        "env.TF_CONFIG",
+        "env.1A",
+        "mounts.0.datastore",
+        "mounts.1.datastore",
+        "mounts.1.path",
+        "mounts.2.path",
+        "roles.worker.memory",
+        "deadline",
+        "labels.a b",
+        "tensorboard",
+    }
+    with pytest.raises(Invalid) as refused:
+        await house.submit(["true"], roles=Roles(chief=Role(gpu=1, cpu=5)))
+    assert {error.field: error.message for error in refused.value.errors} == {
+        "roles.chief.gpu": "a task asks for 1 GPU; the largest that would fit is 0 GPUs",
+        "roles.chief.cpu": "a task asks for 5 CPUs; the largest that would fit is 4 CPUs",
+    }
+    page = await house.bus.call(training.LIST, ListRequest(project="default"))
+    assert page.items == ()
+    assert (await house.submit(["true"])).name == "digits-1"
+
+
+async def test_code_arrives_in_parts_and_becomes_the_working_directory(house: House, tmp_path: Path) -> None:
+    folder = tmp_path / "code"
+    folder.mkdir()
+    (folder / "train.py").write_text("import helper; print(helper.WORD)")
+    (folder / "helper.py").write_text("WORD = 'unpacked'")
+    packed = pack(folder, tmp_path / "code.tar.gz")
+    data = (tmp_path / "code.tar.gz").read_bytes()
+    half = len(data) // 2
+
+    async def put(offset: int, part: bytes, *, end: bool = False, digest: str = packed.digest) -> None:
+        await house.bus.call(
+            training.PUT_CODE,
+            training.CodeChunk(project="default", digest=digest, upload="u1", offset=offset, data=part, end=end),
+        )
+
+    wrong = "sha256:" + "1" * 64
+    with pytest.raises(Invalid, match="hash to"):
+        await put(0, data, end=True, digest=wrong)
+    with pytest.raises(NotFound, match="PUT /v1/projects/default/code/"):
+        await house.bus.call(training.STAT_CODE, training.CodeRequest(project="default", digest=wrong))
+    with pytest.raises(Conflict, match="not begun"):
+        await put(half, data[half:])
+    await put(0, data[:half])
+    await put(0 + half, data[half:], end=True)
+    await put(half, data[half:], end=True)  # the answer was lost, the part is sent again
+    stat = await house.bus.call(training.STAT_CODE, training.CodeRequest(project="default", digest=packed.digest))
+    assert stat.size == len(data)
+    read = await house.bus.call(
+        training.READ_CODE, training.ReadCode(project="default", digest=packed.digest, offset=half)
+    )
+    assert read.end
+    assert read.data == data[half:]
+
+    await house.submit(["python", "train.py"], code=packed.digest, roles=CLUSTER)
+    done = await house.until_freed("digits-1")
+    assert done.state == "succeeded", done.reason
+    log = await house.bus.call(training.READ_LOG, training.ReadLog(project="default", name="digits-1", task="chief-0"))
+    assert log.data == b"unpacked\n"
+
+
+async def test_outputs_are_found_in_their_datastore(house: House) -> None:
+    mounts = (Mount(datastore="digits", path="data", read_only=True), Mount(datastore="runs", path="out", own=True))
+    await house.submit(["true"], mounts=mounts)
+    found = await house.bus.call(
+        training.FIND_OUTPUT, training.FindOutput(project="default", name="digits-1", path="out/export")
+    )
+    assert (found.datastore, found.path) == ("runs", "digits-1/export")
+    assert [mount.datastore for mount in found.lineage.inputs] == ["digits"]
+    with pytest.raises(Invalid, match="lies below no mount"):
+        await house.bus.call(
+            training.FIND_OUTPUT, training.FindOutput(project="default", name="digits-1", path="elsewhere")
+        )
