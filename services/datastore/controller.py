@@ -1,5 +1,6 @@
 """Watch the cloud, wake, apply the plan. Runs in the replica that leads."""
 
+import contextlib
 from datetime import timedelta
 from typing import Final
 
@@ -8,6 +9,7 @@ import structlog
 from services.datastore import store
 from services.datastore.cloud.port import (
     Directory,
+    Observation,
     Provided,
     Removed,
     StorageCloud,
@@ -15,7 +17,7 @@ from services.datastore.cloud.port import (
     Unprovided,
 )
 from services.datastore.handlers import Handlers
-from services.datastore.model import Available, Gone, Message, Refused, StoredDatastore
+from services.datastore.model import Available, Gone, Refused, StoredDatastore
 from services.datastore.reconcile import reconcile
 from shared.clock import now
 from shared.errors import ElearnError
@@ -65,20 +67,24 @@ class Controller:
     async def _watch_once(self) -> None:
         self._observed.clear()
         self._synced = False
-        async for observation in self._cloud.watch():
-            match observation:
-                case Synced():
-                    self._synced = True
-                case Provided(uid=uid):
-                    self._observed.add(uid)
-                    message: Message = Available(volume=observation.volume, note=observation.note)
-                    await self._handlers.observed(uid, message)
-                case Unprovided(uid=uid):
-                    self._observed.add(uid)
-                    await self._handlers.observed(uid, Refused(reason=observation.reason))
-                case Removed(uid=uid):
-                    self._observed.discard(uid)
-            self._wake.ring()
+        async with contextlib.aclosing(self._cloud.watch()) as watch:
+            async for observation in watch:
+                await self._take(observation)
+                self._wake.ring()
+
+    async def _take(self, observation: Observation) -> None:
+        match observation:
+            case Synced():
+                self._synced = True
+            case Provided(uid=uid):
+                self._observed.add(uid)
+                available = Available(volume=observation.volume, note=observation.note)
+                await self._handlers.observed(uid, available)
+            case Unprovided(uid=uid):
+                self._observed.add(uid)
+                await self._handlers.observed(uid, Refused(reason=observation.reason))
+            case Removed(uid=uid):
+                self._observed.discard(uid)
 
     async def _round(self) -> None:
         await self._wake.wait(_RESYNC)

@@ -2,7 +2,7 @@
 
     <root>/<project>/<model>/<number>/        a SavedModel, whole: what model servers read
     <root>/.manifests/<project>/<model>/<number>.json
-    <root>/.staging/<project>.<model>.<number>/   a copy under way
+    <root>/.staging/<project>.<model>.<number>.<attempt>/   a copy under way
     <root>/.trash/…                               on its way out
 
 A version appears by one rename, after its manifest has been written.
@@ -13,11 +13,14 @@ import os
 import secrets
 import shutil
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
 from services.registry.archive import Entry
 from services.registry.model import Facts, Key
+
+_TRIES: Final = 5
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,9 +44,9 @@ class ModelStore:
         """Where a version lies."""
         return self.root / self.relative(key)
 
-    def staging(self, key: Key) -> Path:
-        """Where a version is being put together."""
-        return self.root / ".staging" / f"{key.project}.{key.model}.{key.number}"
+    def staging(self, key: Key, attempt: int) -> Path:
+        """Where one attempt puts a version together."""
+        return self.root / ".staging" / f"{_flat(key)}.{attempt}"
 
     def saved(self, key: Key) -> Manifest | None:
         """The manifest of a version that lies here whole, or None."""
@@ -54,54 +57,72 @@ class ModelStore:
         except FileNotFoundError:
             return None
 
-    def publish(self, key: Key, manifest: Manifest) -> None:
-        """Make what lies in the staging folder the version, at once and for good.
+    def publish(self, key: Key, attempt: int, manifest: Manifest) -> None:
+        """Make what lies in the attempt's staging folder the version, at once and for good.
 
         Raises:
-            FileExistsError, OSError: the version is there already.
+            OSError: the version is there already, the disk is full.
         """
         path = self._manifest(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        temporary = self.staging(key, attempt).with_suffix(".json")
         try:
             write_durably(temporary, msgspec.json.encode(manifest))
-            temporary.rename(path)
-        except OSError:
+            _rename_into(temporary, path)
+        finally:
             temporary.unlink(missing_ok=True)
-            raise
-        sync_folder(path.parent)
-        target = self.version(key)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        self.staging(key).rename(target)
-        sync_folder(target.parent)
+        _rename_into(self.staging(key, attempt), self.version(key))
 
-    def clear_staging(self, key: Key) -> None:
+    def clear_staging(self, key: Key, attempt: int) -> None:
         """Remove what an interrupted copy left."""
-        self._discard(self.staging(key), key)
+        self._discard(self.staging(key, attempt))
 
     def remove(self, key: Key) -> None:
         """Remove a version and all that was left of saving it; what is gone is success."""
-        self._discard(self.version(key), key)
+        self._discard(self.version(key))
         self._manifest(key).unlink(missing_ok=True)
-        self.clear_staging(key)
-        for left in (self.root / ".trash").glob(f"{self.staging(key).name}.*"):
+        for left in (self.root / ".staging").glob(f"{_flat(key)}.*"):
+            self._discard(left)
+        for left in (self.root / ".trash").glob(f"{_flat(key)}.*"):
             shutil.rmtree(left)
         for folder in (self.version(key).parent, self._manifest(key).parent):
             for empty in (folder, folder.parent):
                 with contextlib.suppress(OSError):  # not empty, or not there
                     empty.rmdir()
 
-    def _discard(self, folder: Path, key: Key) -> None:
-        if not os.path.lexists(folder):
+    def _discard(self, path: Path) -> None:
+        """At once, by a rename, so that nobody ever meets half a version."""
+        if not os.path.lexists(path):
+            return
+        if not path.is_dir():
+            path.unlink()
             return
         trash = self.root / ".trash"
         trash.mkdir(parents=True, exist_ok=True)
-        going = trash / f"{self.staging(key).name}.{secrets.token_hex(4)}"
-        folder.rename(going)  # at once: nobody ever meets half a version
+        name = ".".join(path.relative_to(self.root).parts).removeprefix(".staging.")
+        going = trash / f"{name}.{secrets.token_hex(4)}"
+        path.rename(going)
         shutil.rmtree(going)
 
     def _manifest(self, key: Key) -> Path:
         return self.root / ".manifests" / key.project / key.model / f"{key.number}.json"
+
+
+def _flat(key: Key) -> str:
+    return f"{key.project}.{key.model}.{key.number}"
+
+
+def _rename_into(source: Path, target: Path) -> None:
+    """Rename, making the parents; another's removal of its last version may take them away in between."""
+    for left in reversed(range(_TRIES)):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            source.rename(target)
+        except FileNotFoundError:
+            if not left:
+                raise
+        else:
+            sync_folder(target.parent)
+            return
 
 
 def write_durably(path: Path, content: bytes) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from datetime import UTC, datetime
 
 from services.datastore.cloud.port import (
@@ -59,7 +59,7 @@ class FakeStorage:
         for queue in self._changed:
             queue.put_nowait(observation)
 
-    async def watch(self) -> AsyncIterator[Observation]:
+    async def watch(self) -> AsyncGenerator[Observation, None]:
         queue: asyncio.Queue[Observation] = asyncio.Queue()
         self._changed.append(queue)
         try:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,7 +60,7 @@ def directory(bench: Bench, uid: str = "u1", *, path: str = "data/digits") -> Di
     return Directory(uid=uid, project="default", name="digits", spec=spec)
 
 
-async def next_of(watch: AsyncIterator[Observation]) -> Observation:
+async def next_of(watch: AsyncGenerator[Observation, None]) -> Observation:
     async with asyncio.timeout(5):
         return await anext(watch)
 
@@ -68,7 +68,7 @@ async def next_of(watch: AsyncIterator[Observation]) -> Observation:
 async def provided(bench: Bench, uid: str = "u1", *, path: str = "data/digits") -> Volume:
     await bench.cloud.provision(directory(bench, uid, path=path))
     async with asyncio.timeout(5):
-        async with contextlib.aclosing(bench.cloud.watch()) as watch:  # type: ignore[type-var]
+        async with contextlib.aclosing(bench.cloud.watch()) as watch:
             async for seen in watch:
                 if isinstance(seen, Provided) and seen.uid == uid:
                     return seen.volume

@@ -1,6 +1,6 @@
 """What the datastore room asks of a cloud."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Protocol
 
 import msgspec
@@ -83,7 +83,7 @@ class StorageCloud(Protocol):
     async def release(self, uid: str) -> None:
         """Let go of a directory, files untouched; what is gone is success. The watch tells ``Removed``."""
 
-    def watch(self) -> AsyncIterator[Observation]:
+    def watch(self) -> AsyncGenerator[Observation, None]:
         """What is there, then :class:`Synced`, then every change; never ends."""
 
     async def probe(self, volume: Volume, *, read_only: bool) -> Probe:

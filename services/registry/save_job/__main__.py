@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from services.registry.archive import Entry, Layout
+from services.registry.archive import Layout
 from services.registry.model import Facts
 from services.registry.model_store import Manifest, ModelStore
 from services.registry.save_job.copy import copy_folder, disk_full
@@ -67,7 +67,7 @@ def save(job: Job) -> Facts:
 
 def _save(job: Job, store: ModelStore) -> Facts:
     source = _source(job)
-    staging = store.staging(job.key)
+    staging = store.staging(job.key, job.attempt)
     staging.parent.mkdir(parents=True, exist_ok=True)
     entries = copy_folder(source, staging)
     description = _describe(staging, job.shown)
@@ -80,7 +80,7 @@ def _save(job: Job, store: ModelStore) -> Facts:
         framework=description.framework,
         signatures=description.signatures,
     )
-    store.publish(job.key, Manifest(facts=facts, entries=tuple(entries)))
+    store.publish(job.key, job.attempt, Manifest(facts=facts, entries=tuple(entries)))
     return facts
 
 
@@ -136,8 +136,6 @@ def digest(folder: Path, layout: Layout) -> str:
             position += len(data)
     return f"sha256:{hashed.hexdigest()}"
 
-
-__all__ = ["Entry", "digest", "main", "save"]
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Final
 
 from services.registry.archive import Entry
+from services.registry.model_store import sync_folder
 from services.registry.save_job.errors import CannotSaveError
-from shared.beneath import NotAFileError, OutsideError, Tree, kind_in_words, open_regular
+from shared.beneath import NotAFileError, OutsideError, Tree, open_regular
 
 MOST_ENTRIES: Final = 100_000
 _BLOCK: Final = 4 * 1024 * 1024
@@ -42,12 +43,14 @@ def _folder(source: Tree, path: str, target: Path, entries: list[Entry]) -> None
         here = f"{path}/{name}" if path else name
         _check(here, entries)
         found = source.stat(here, follow=False)
+        if stat.S_ISLNK(found.st_mode) and _leads_to_folder(source, here):
+            raise CannotSaveError(f"{here} is a symbolic link to a folder; only links to files are followed")
         if stat.S_ISDIR(found.st_mode):
             entries.append(Entry(path=here, size=-1))
             _folder(source, here, target / name, entries)
         else:
             entries.append(Entry(path=here, size=_file(source, here, target / name)))
-    _sync(target)
+    sync_folder(target)
 
 
 def _check(path: str, entries: list[Entry]) -> None:
@@ -57,6 +60,13 @@ def _check(path: str, entries: list[Entry]) -> None:
         raise CannotSaveError(f"the name of {path.encode('utf-8', 'backslashreplace').decode()} is not UTF-8") from None
     if len(entries) >= MOST_ENTRIES:
         raise CannotSaveError(f"it holds more than {MOST_ENTRIES} files and folders")
+
+
+def _leads_to_folder(source: Tree, path: str) -> bool:
+    try:
+        return stat.S_ISDIR(source.stat(path).st_mode)
+    except (OSError, OutsideError):
+        return False  # said in words when it is opened
 
 
 def _file(source: Tree, path: str, target: Path) -> int:
@@ -91,14 +101,3 @@ def _copy(reading: int, target: Path) -> int:
     finally:
         os.close(writing)
     return size
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-__all__ = ["MOST_ENTRIES", "copy_folder", "disk_full", "kind_in_words"]

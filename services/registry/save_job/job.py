@@ -27,6 +27,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     project: str
     model: str
     number: int
+    attempt: int
     volume: str
     path: str
     shown: str
