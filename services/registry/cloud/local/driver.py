@@ -29,7 +29,7 @@ from services.registry.model_store import ModelStore
 from services.registry.reconcile import Job
 from services.registry.save_job import job as files
 from shared.contracts.common import Chunk
-from shared.contracts.datastore import LocalVolume
+from shared.contracts.datastore import LocalVolume, Volume
 from shared.errors import Internal, StorageFull, Unavailable
 from shared.local import processes as local
 
@@ -55,7 +55,7 @@ class LocalJobs:
         self._store = ModelStore(store.resolve())
         self._processes = local.LocalProcesses(local.processes_root(home, "registry"))
         self._archives = ArchiveReader(self._store)
-        self.volume = LocalVolume(path=str(self._store.root))
+        self.volume: Volume = LocalVolume(path=str(self._store.root))
 
     def path(self, key: Key) -> str:
         """See :class:`services.registry.cloud.port.JobCloud`."""
