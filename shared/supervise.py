@@ -71,8 +71,12 @@ class Supervisor:
     async def close(self) -> None:
         """Cancel every task and wait until each has gone."""
         tasks = tuple(self._tasks)
-        for task in tasks:
-            task.cancel()
+        left = {task for task in tasks if not task.done()}
+        while left:
+            # Again and again: `asyncio.wait_for` of Python 3.11 swallows a cancellation that comes with its answer.
+            for task in left:
+                task.cancel()
+            _, left = await asyncio.wait(left, timeout=1)
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._failed is not None:
             if not self._failed.done():

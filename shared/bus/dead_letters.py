@@ -74,12 +74,12 @@ async def drop(connection: Connection, sequence: int) -> None:
         Unavailable: NATS is away.
     """
     await ensure_streams(connection)
+    jetstream = connection.jetstream()
     try:
-        await connection.jetstream().delete_msg(DEAD_STREAM, sequence)
-    except nats.js.errors.APIError as error:
-        if error.code in (400, 404):
-            raise NotFound(f"no dead letter {sequence}") from None
-        raise Unavailable(f"NATS JetStream is away: {error}") from error
+        await jetstream.get_msg(DEAD_STREAM, sequence)  # deleting does not say plainly that there is none
+        await jetstream.delete_msg(DEAD_STREAM, sequence)
+    except nats.js.errors.NotFoundError:
+        raise NotFound(f"no dead letter {sequence}") from None
     except (nats.errors.Error, TimeoutError) as error:
         raise Unavailable(f"NATS JetStream is away: {error}") from error
 
