@@ -143,6 +143,10 @@ class Keeper:
 
     def _say_ready(self) -> None:
         if self._ready >= 0:
+            try:
+                os.write(self._ready, b"\0")
+            except BrokenPipeError:
+                pass  # the service that asked has gone; the next one reads the status
             os.close(self._ready)
             self._ready = -1
 

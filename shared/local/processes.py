@@ -12,11 +12,8 @@ import os
 import shutil
 import signal as signals
 import socket
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -24,7 +21,6 @@ import msgspec
 from shared.errors import Conflict, ElearnError, Internal, Invalid, StorageFull
 from shared.local import shim
 from shared.local.identity import (
-    MARKER,
     ProcessIdentity,
     boot_id,
     is_alive,
@@ -33,13 +29,14 @@ from shared.local.identity import (
     send,
     wait_ended,
 )
+from shared.local.nursery import Nursery
+from shared.local.records import read_spec, read_spec_or_none, read_status, write, write_spec
 from shared.local.spec import (
     BindMount,
     ProcessSpec,
     ProcessStatus,
     Removed,
     Restart,
-    StoredSpec,
     Synced,
     is_id,
 )
@@ -62,7 +59,6 @@ _WATCHERS = ".watchers"
 _START_SECONDS = 30.0
 _STOP_MARGIN_SECONDS = 15.0  # past the grace: the keeper itself waits 10 s for what hangs in the kernel
 _FINALISE_SECONDS = 1.0
-_INHERITED = ("HOME", "LANG", "LD_LIBRARY_PATH", "PATH")  # what the keeper's own Python may need
 
 
 def processes_root(home: Path, room: str) -> Path:
@@ -79,6 +75,7 @@ class LocalProcesses:
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
+        self._nursery = Nursery()
 
     async def start(self, id: str, spec: ProcessSpec) -> ProcessStatus:
         """Start a task unless there is one with this id already, living or finished, which is then returned as it is.
@@ -105,7 +102,7 @@ class LocalProcesses:
         if status is None or status.finished:
             return status
         if grace is None:
-            grace = (await asyncio.to_thread(_read_spec, self.root / id)).grace
+            grace = (await asyncio.to_thread(read_spec, self.root / id)).grace
         if not await _ended(status.shim, grace + _STOP_MARGIN_SECONDS):
             send(status.shim, signals.SIGKILL)
             await _ended(status.shim, _STOP_MARGIN_SECONDS)
@@ -170,6 +167,8 @@ class LocalProcesses:
         """
         watcher = Watcher(self, resync)
         try:
+            # Who watches will start something: by then the nursery is ready.
+            await asyncio.to_thread(self._nursery.warm)
             await watcher.open()
             async for change in watcher.changes():
                 yield change
@@ -200,22 +199,15 @@ class LocalProcesses:
             return known
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _write_spec(directory, id, spec)
+            write_spec(directory, id, spec)
         except OSError as problem:
             raise StorageFull(f"can't record process {id}: {problem.strerror}") from problem
-        keeper = subprocess.run(
-            [sys.executable, "-I", "-S", "-E", shim.__file__, str(directory)],
-            env={MARKER: str(directory), **{key: os.environ[key] for key in _INHERITED if key in os.environ}},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            timeout=_START_SECONDS,
-        )
+        answer = self._nursery.start(directory)
         until = time.monotonic() + _START_SECONDS
         while (status := self._refresh(id)) is None:
             # Another service is starting it at this very moment, and holds the lock: its status comes in milliseconds.
-            if keeper.returncode != shim.ALREADY_RUNNING or time.monotonic() > until:
-                raise _start_problem(id, directory, keeper.stderr)
+            if answer != shim.ALREADY_RUNNING or time.monotonic() > until:
+                raise _start_problem(id, directory)
             time.sleep(0.005)
         return status
 
@@ -224,16 +216,16 @@ class LocalProcesses:
         if status is None or status.finished:
             return status
         if grace is not None:
-            _write(self.root / id, "stop.json", msgspec.json.encode({"grace": grace}))
+            write(self.root / id, "stop.json", msgspec.json.encode({"grace": grace}))
         send(status.shim, signals.SIGTERM)
         return status
 
     def _refresh(self, id: str) -> ProcessStatus | None:
         """The status, finalised first should its keeper have died without recording the end."""
         directory = self.root / id
-        status = _read_status(directory)
+        status = read_status(directory)
         if status is None:
-            spec = _read_spec_or_none(directory)
+            spec = read_spec_or_none(directory)
             if spec is None or spec.boot == boot_id():
                 return None  # nothing recorded yet: it may be started
             status = ProcessStatus(id=id, state="starting", shim=ProcessIdentity(pid=1, started=0, boot=spec.boot))
@@ -257,7 +249,7 @@ class LocalProcesses:
                     if time.monotonic() > until:
                         return status
                     time.sleep(0.005)
-            current = _read_status(directory) or status
+            current = read_status(directory) or status
             if current.finished:
                 return current
             kill_marked(str(directory))
@@ -270,7 +262,7 @@ class LocalProcesses:
                 finished_at=time.time(),
                 error=None if known else f"lost: {why}",
             )
-            _write(directory, "status.json", msgspec.json.encode(final))
+            write(directory, "status.json", msgspec.json.encode(final))
         finally:
             os.close(lock)
         self.tell_watchers(status.id)
@@ -312,6 +304,7 @@ def end_all(home: Path, grace: float = 5.0) -> int:
     """
     everything = (home / "processes").resolve()
     rooms = [LocalProcesses(path) for path in everything.glob("*") if path.is_dir()]
+    _let_starts_finish(rooms)
     running: dict[int, ProcessStatus] = {}
     for room in rooms:
         for id in room.ids():
@@ -330,6 +323,19 @@ def end_all(home: Path, grace: float = 5.0) -> int:
     for room in rooms:
         room._list("")  # finalises those whose keeper had to be killed
     return len(running)
+
+
+def _let_starts_finish(rooms: Sequence[LocalProcesses]) -> None:
+    """Wait for keepers that hold their lock and have no status yet: they would start their task behind our back."""
+    until = time.monotonic() + _FINALISE_SECONDS
+    for directory in [room.root / id for room in rooms for id in room.ids()]:
+        with contextlib.suppress(FileNotFoundError), (directory / "lock").open() as lock:
+            while not (directory / "status.json").exists() and time.monotonic() < until:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    time.sleep(0.005)
 
 
 async def _ended(identity: ProcessIdentity, timeout: float | None) -> bool:
@@ -373,51 +379,10 @@ def _check(id: str, spec: ProcessSpec) -> None:
             raise Invalid.field(name, f"{path} is not an absolute path")
 
 
-def _read_status(directory: Path) -> ProcessStatus | None:
-    try:
-        return msgspec.json.decode((directory / "status.json").read_bytes(), type=ProcessStatus)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-
-
-def _read_spec(directory: Path) -> StoredSpec:
-    return msgspec.json.decode((directory / "spec.json").read_bytes(), type=StoredSpec)
-
-
-def _read_spec_or_none(directory: Path) -> StoredSpec | None:
-    try:
-        return _read_spec(directory)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-
-
-def _write_spec(directory: Path, id: str, spec: ProcessSpec) -> None:
-    """Write the spec unless there is one: whoever comes first decides what runs."""
-    fields = {name: getattr(spec, name) for name in spec.__struct_fields__}
-    fields["env"] = {**spec.env, MARKER: str(directory)}
-    stored = StoredSpec(id=id, boot=boot_id(), **fields)
-    descriptor, temporary = tempfile.mkstemp(prefix="spec.", dir=directory)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(msgspec.json.encode(stored))
-        with contextlib.suppress(FileExistsError):
-            os.link(temporary, directory / "spec.json")
-    finally:
-        Path(temporary).unlink()
-
-
-def _write(directory: Path, name: str, content: bytes) -> None:
-    descriptor, temporary = tempfile.mkstemp(prefix=f"{name}.", dir=directory)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    Path(temporary).rename(directory / name)
-
-
-def _start_problem(id: str, directory: Path, output: bytes) -> ElearnError:
+def _start_problem(id: str, directory: Path) -> ElearnError:
+    output = b""
     with contextlib.suppress(OSError):
-        output += (directory / "shim.log").read_bytes()
+        output = (directory / "shim.log").read_bytes()
     lines = output.decode("utf-8", "replace").strip().splitlines()
     last = lines[-1] if lines else "its keeper ended without a word"
     if "No space left" in last or "Disk quota" in last:

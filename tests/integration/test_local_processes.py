@@ -89,7 +89,6 @@ class TestStart:
         assert status.error is not None
         assert status.error.startswith(words)
         assert "\n" not in status.error
-        assert not is_alive(status.shim)
 
     async def test_starts_once_whoever_asks(self, home: Home) -> None:
         spec = home.shell("echo started; exec sleep 60")
@@ -460,3 +459,51 @@ def record(home: Home, status: ProcessStatus) -> None:
     folder = home.processes.root / status.id
     folder.mkdir(parents=True)
     (folder / "status.json").write_bytes(msgspec.json.encode(status))
+
+
+class TestNursery:
+    @pytest.fixture(autouse=True)
+    def marked(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        """A nursery inherits HOME: by it we tell ours from those of other services on this machine."""
+        monkeypatch.setenv("HOME", str(tmp_path))
+
+    def nursery(self, home: Home, shim: ProcessIdentity) -> int:
+        mark = f"HOME={home.home.parent}".encode()
+        found = set()
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                words, environment = (folder / "cmdline").read_bytes(), (folder / "environ").read_bytes()
+            except OSError:
+                continue
+            if words.endswith(b"/shared/local/shim.py\0") and mark in environment.split(b"\0"):
+                found.add(int(folder.name))
+        (only,) = found - {shim.pid}
+        return only
+
+    async def test_a_killed_one_is_replaced_and_its_tasks_live_on(self, home: Home) -> None:
+        status = await home.processes.start("a", home.shell("exec sleep 60"))
+        os.kill(self.nursery(home, status.shim), signal.SIGKILL)
+        await home.processes.start("b", home.shell("exec sleep 60"))
+        assert {status.state for status in await home.processes.list()} == {"running"}
+
+    async def test_ends_with_its_service(self, home: Home) -> None:
+        other = home.again()
+        status = await other.start("a", home.shell("exec sleep 60"))
+        pid = self.nursery(home, status.shim)
+        del other
+        async with asyncio.timeout(10):
+            while is_running(pid):
+                await asyncio.sleep(0.005)
+
+    async def test_the_shim_also_starts_alone(self, home: Home) -> None:
+        from shared.local import shim
+        from shared.local.records import write_spec
+
+        folder = home.processes.root / "a"
+        folder.mkdir(parents=True)
+        write_spec(folder, "a", home.shell("exec sleep 60"))
+        command = [sys.executable, "-I", "-S", "-E", shim.__file__, str(folder)]
+        answers = [(await asyncio.to_thread(subprocess.run, command, check=False)).returncode for _ in range(2)]
+        assert answers == [shim.STARTED, shim.ALREADY_RUNNING]
+        status = await home.processes.start("a", home.shell("exit 1"))
+        assert status.state == "running"
