@@ -1,11 +1,40 @@
-"""One role and one database per service; none may enter another's."""
+"""One role and one database per service; none may enter another's.
 
+Run as a process of its own, ``python -m elearn.up.databases`` with a :class:`Request` on its standard input, so that
+the supervisor, which stays, need not load the database's client.
+"""
+
+import asyncio
+import errno
+import hashlib
+import os
 import re
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 
-import asyncpg
+import msgspec
+
+from elearn.up.errors import HomeError, StartError
+from elearn.up.files import write_atomically
 
 _SAFE_PASSWORD = re.compile(r"[A-Za-z0-9_-]{16,}")
+_MODULE = "elearn.up.databases"
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What to provide, and whose rights to use for it."""
+
+    superuser_url: str
+    passwords: dict[str, str]
+
+
+class Refusal(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Why it could not be provided."""
+
+    state: str
+    """PostgreSQL's SQLSTATE, empty where it did not get so far."""
+    message: str
 
 
 def url(user: str, password: str, port: int, database: str) -> str:
@@ -13,12 +42,59 @@ def url(user: str, password: str, port: int, database: str) -> str:
     return f"postgresql://{user}:{password}@127.0.0.1:{port}/{database}"
 
 
+async def ensure(superuser_url: str, passwords: Mapping[str, str], record: Path, timeout: float = 60.0) -> None:
+    """Have each service of ``passwords`` a role and a database of its own.
+
+    Args:
+        record: a file within the data directory that tells the next start that nothing is left to do.
+        timeout: seconds.
+
+    Raises:
+        HomeError: no room, or the superuser's password is another than ours.
+        StartError: PostgreSQL refused.
+    """
+    request = msgspec.json.encode(Request(superuser_url=superuser_url, passwords=dict(passwords)))
+    done = hashlib.sha256(msgspec.json.encode(passwords, order="sorted")).hexdigest().encode()
+    if record.exists() and record.read_bytes() == done:
+        return
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-P", "-m", _MODULE),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        async with asyncio.timeout(timeout):
+            output, _ = await process.communicate(request)
+    except BaseException:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        raise
+    if output:
+        raise _explained(msgspec.json.decode(output, type=Refusal))
+    if process.returncode != 0:
+        raise StartError("PostgreSQL could not be set up; see the supervisor's log")
+    write_atomically(record, done)
+
+
+def _explained(refusal: Refusal) -> HomeError | StartError:
+    said = refusal.message.splitlines()[0]
+    if refusal.state == "53100" or os.strerror(errno.ENOSPC) in said:
+        return HomeError(f"no space left for PostgreSQL ({said}): make room, or choose another home with --home")
+    if refusal.state == "28P01":
+        return HomeError("PostgreSQL has another password than secrets.json: put the file's older copy back")
+    return StartError(f"PostgreSQL refused to be set up: {said}")
+
+
 async def provision(superuser_url: str, passwords: Mapping[str, str]) -> None:
     """Give each service of ``passwords`` a role and a database that are its own; repeating it is harmless.
 
     Raises:
         ValueError: a name or password that would have to be quoted.
+        asyncpg.PostgresError: it was refused.
     """
+    import asyncpg
+
     for name, password in passwords.items():
         if not name.isidentifier() or not _SAFE_PASSWORD.fullmatch(password):
             raise ValueError(f"unusable role name or password for {name!r}")
@@ -36,3 +112,22 @@ async def provision(superuser_url: str, passwords: Mapping[str, str]) -> None:
             await connection.execute(f"REVOKE CONNECT, TEMPORARY ON DATABASE {name} FROM PUBLIC")
     finally:
         await connection.close()
+
+
+def main() -> int:
+    """Provide what the standard input asks for; a refusal goes to the standard output."""
+    import asyncpg
+
+    request = msgspec.json.decode(sys.stdin.buffer.read(), type=Request)
+    try:
+        asyncio.run(provision(request.superuser_url, request.passwords))
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        state = str(getattr(error, "sqlstate", "") or "")
+        refusal = Refusal(state=state, message=str(error) or type(error).__name__)
+        sys.stdout.buffer.write(msgspec.json.encode(refusal))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

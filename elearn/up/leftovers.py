@@ -6,7 +6,6 @@ from elearn.up import place, postgres, proc
 from elearn.up.home import Home
 from elearn.up.state import State
 from shared.local.identity import is_alive
-from shared.local.processes import end_all
 
 _GRACE = 10.0
 
@@ -37,4 +36,7 @@ def end_processes(home: Home, known: State | None) -> bool:
 
 def end_tasks(home: Home) -> None:
     """End what the services started and what outlives them: the tasks of trainings, and model servers."""
+    # Needed once, at the end: the supervisor, which stays, would carry eight megabytes for it all the time.
+    from shared.local.processes import end_all
+
     end_all(home.root)

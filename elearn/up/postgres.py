@@ -7,15 +7,14 @@ import os
 import re
 import shutil
 import signal
+import struct
 from collections.abc import Mapping
 from pathlib import Path
-
-import asyncpg
 
 from elearn.up import proc
 from elearn.up.errors import HomeError, StartError
 from elearn.up.files import write_atomically
-from elearn.up.place import Place
+from elearn.up.place import SUPERUSER, Place
 from shared.local.identity import ProcessIdentity, identify
 
 # Sized for five services with small pools on a laptop: few processes, few wake-ups, little memory.
@@ -55,13 +54,9 @@ SETTINGS: Mapping[str, str] = {
 }
 
 _HBA = "host all all 127.0.0.1/32 scram-sha-256\n"
-_NOT_YET = (
-    OSError,
-    TimeoutError,
-    asyncpg.CannotConnectNowError,
-    asyncpg.ConnectionDoesNotExistError,
-    asyncpg.ConnectionFailureError,
-)
+_NAMES = f"user\0{SUPERUSER}\0database\0{SUPERUSER}\0\0".encode()
+_GREETING = struct.pack("!ii", len(_NAMES) + 8, 3 << 16) + _NAMES
+"""The first message of protocol 3.0."""
 
 
 def server(
@@ -185,38 +180,26 @@ def clear_stale(where: Place) -> None:
     (where.data / "postmaster.pid").unlink(missing_ok=True)
 
 
-async def answers(superuser_url: str, timeout: float = 5.0) -> bool:
-    """Whether the server takes connections now.
-
-    Raises:
-        HomeError: its disk is full, or it knows another password than we do.
-    """
+async def answers(port: int, timeout: float = 5.0) -> bool:
+    """Whether the server takes connections now: it does once it asks for a password."""
     try:
-        connection = await asyncpg.connect(superuser_url, timeout=timeout)
-    except _NOT_YET:
+        async with asyncio.timeout(timeout):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            try:
+                writer.write(_GREETING)
+                return await reader.readexactly(1) == b"R"
+            finally:
+                writer.close()
+    except (OSError, TimeoutError, asyncio.IncompleteReadError):
         return False
-    except (asyncpg.DiskFullError, asyncpg.InvalidPasswordError) as error:
-        raise explained(error) from error
-    await connection.close()
-    return True
 
 
-def explained(error: asyncpg.PostgresError) -> HomeError | StartError:
-    """What PostgreSQL refused, in words."""
-    said = str(error).splitlines()[0]
-    if isinstance(error, asyncpg.DiskFullError) or os.strerror(errno.ENOSPC) in said:
-        return HomeError(f"no space left for PostgreSQL ({said}): make room, or choose another home with --home")
-    if isinstance(error, asyncpg.InvalidPasswordError):
-        return HomeError("PostgreSQL has another password than secrets.json: put the file's older copy back")
-    return StartError(f"PostgreSQL refused to be set up: {said}")
-
-
-async def ready(superuser_url: str, timeout: float = 30.0) -> None:
+async def ready(port: int, timeout: float = 30.0) -> None:
     """Wait until the server takes connections.
 
     Raises:
         TimeoutError: it did not within ``timeout`` seconds.
     """
     async with asyncio.timeout(timeout):
-        while not await answers(superuser_url, timeout):
+        while not await answers(port, timeout):
             await asyncio.sleep(0.02)

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import asyncpg
 import msgspec
 
 from elearn.up import databases, health, identity, leftovers, logfiles, nats, postgres, services
@@ -104,13 +103,11 @@ class Supervisor:
         where = await asyncio.to_thread(place, home.postgres, identity.current())
         await postgres.initialise(where, secrets.postgres[SUPERUSER], home.log("postgres"))
         superuser = databases.url(SUPERUSER, secrets.postgres[SUPERUSER], ports.postgres, "postgres")
-        database = self._manage(self._postgres(where, ports.postgres, superuser))
+        database = self._manage(self._postgres(where, ports.postgres))
         database.start()
         await database.ready()
-        try:
-            await databases.provision(superuser, {name: secrets.postgres[name] for name in services.SERVICES})
-        except asyncpg.PostgresError as error:
-            raise postgres.explained(error) from error
+        passwords = {name: secrets.postgres[name] for name in services.SERVICES}
+        await databases.ensure(superuser, passwords, where.data / "elearn-provided")
         await bus.ready()
         rooms = []
         for name in services.SERVICES:
@@ -165,7 +162,7 @@ class Supervisor:
             ready=lambda: nats.greets(port),
         )
 
-    def _postgres(self, where: Place, port: int, superuser: str) -> Spec:
+    def _postgres(self, where: Place, port: int) -> Spec:
         async def clear() -> None:
             await asyncio.to_thread(postgres.clear_stale, where)
 
@@ -175,7 +172,7 @@ class Supervisor:
             environment=postgres.environment(),
             folder=Path("/"),
             log=self._home.log("postgres"),
-            ready=lambda: postgres.answers(superuser),
+            ready=lambda: postgres.answers(port),
             before=clear,
             stop_signal=signal.SIGINT,  # ends sessions that are left and writes a checkpoint
             grace=30.0,

@@ -41,7 +41,7 @@ async def serving(where: Place, log: Path) -> AsyncIterator[tuple[str, int]]:
             *postgres.server(where, port), env=postgres.environment(), cwd="/", stdout=out, stderr=out
         )
     try:
-        await postgres.ready(url)
+        await postgres.ready(port)
         yield url, process.pid
     finally:
         process.send_signal(signal.SIGINT)

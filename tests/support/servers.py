@@ -165,7 +165,7 @@ class EmbeddedPostgres(_Process):
         command = postgres.server(self._place, self.port, settings, end_with=os.getpid())
         self._spawn(command, postgres.environment())
         try:
-            run_apart(postgres.ready(self.url))
+            run_apart(postgres.ready(self.port))
         except TimeoutError:
             self.stop()
             raise RuntimeError(f"PostgreSQL did not start: {self.log.read_text()[-2000:]}") from None
