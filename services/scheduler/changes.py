@@ -4,7 +4,8 @@ from datetime import datetime
 
 import msgspec
 
-from services.scheduler.model import Decision, Happened, Message, TrainingRecord, decide, view
+from services.scheduler.decide import decide
+from services.scheduler.model import Decision, Happened, Message, TrainingRecord, view
 from services.scheduler.reconcile import Key
 from services.scheduler.retry import pause_before_attempt
 from services.scheduler.store import TrainingStore

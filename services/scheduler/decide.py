@@ -1,0 +1,248 @@
+"""What a message makes of a training: pure, no clock, no I/O."""
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+import msgspec
+
+from services.scheduler.errors import IllegalTransition, WrongState
+from services.scheduler.history import count, how_it_failed, lost, merge, over, with_attempt, with_last_attempt
+from services.scheduler.model import (
+    MOST_LOSSES,
+    Admit,
+    DeadlinePassed,
+    Decision,
+    Freed,
+    Happened,
+    Hindered,
+    Message,
+    Refused,
+    Retry,
+    Seen,
+    Stop,
+    TrainingRecord,
+    Vanished,
+    next_state,
+)
+from shared.contracts.training import ENDED, Task
+
+
+def decide(
+    record: TrainingRecord, message: Message, now: datetime, pause: Callable[[int], float] = lambda _: 0.0
+) -> Decision:
+    """What a message makes of a training.
+
+    Messages that speak of an earlier attempt, or of what is known already, change nothing: every message may
+    come twice and late.
+
+    Args:
+        pause: seconds to wait before the attempt that follows the n-th failure.
+
+    Raises:
+        WrongState: the state forbids what a user asked for.
+        IllegalTransition: a mistake of our own.
+    """
+    match message:
+        case Admit():
+            return _admit(record, now)
+        case Refused():
+            return _refused(record, message, now, pause)
+        case Hindered():
+            if message.attempt != record.attempt or record.state != "starting" or message.reason == record.reason:
+                return Decision(record=record)
+            return Decision(record=msgspec.structs.replace(record, reason=message.reason))
+        case Seen():
+            return _seen(record, message, now, pause)
+        case Vanished():
+            if message.attempt != record.attempt or not record.wanted:
+                return Decision(record=record)
+            gone = tuple(lost(task, now) for task in record.tasks)
+            changed = msgspec.structs.replace(record, tasks=gone)
+            why = f"attempt {record.attempt} was lost: its tasks ended with the machine or its services"
+            return _attempt_failed(changed, why, now, pause, own_fault=False)
+        case Freed():
+            return _freed(record, message, now)
+        case Stop():
+            return _stop(record, message, now)
+        case DeadlinePassed():
+            if record.deadline_at is None or now < record.deadline_at:
+                return Decision(record=record)
+            return _end(record, "fail", f"its deadline of {_span(record.deadline or 0)} has passed", now)
+        case Retry():
+            return _retry(record, message, now)
+
+
+def _admit(record: TrainingRecord, now: datetime) -> Decision:
+    if record.holding:
+        raise IllegalTransition(f"training {record.project}/{record.name} still holds compute")
+    changed = msgspec.structs.replace(
+        record,
+        state=next_state(record, "admit"),
+        reason=f"starting {count(len(record.plan), 'task')}",
+        attempt=record.attempt + 1,
+        holding=True,
+        deadline_from=record.deadline_from or now,
+        not_before=None,
+        started_at=now,
+        running_at=None,
+        finished_at=None,
+        freed_at=None,
+        tasks=tuple(Task(name=task.name, role=task.role, index=task.index, state="pending") for task in record.plan),
+    )
+    return Decision(record=changed, events=(Happened(noun="training", event="starting"),))
+
+
+def _refused(record: TrainingRecord, message: Refused, now: datetime, pause: Callable[[int], float]) -> Decision:
+    if message.attempt != record.attempt or not record.holding:
+        return Decision(record=record)
+    if message.for_good and record.wanted:
+        return _end(record, "fail", message.reason, now)
+    if not record.wanted:
+        return Decision(record=record)
+    changed = msgspec.structs.replace(
+        record,
+        state=next_state(record, "refuse"),
+        reason=message.reason,
+        attempt=record.attempt - 1,
+        holding=False,
+        not_before=now + timedelta(seconds=max(pause(1), 0.2)),
+        started_at=None,
+        tasks=(),
+    )
+    return Decision(record=changed, events=(Happened(noun="training", event="queued"),))
+
+
+def _seen(record: TrainingRecord, message: Seen, now: datetime, pause: Callable[[int], float]) -> Decision:
+    if message.attempt != record.attempt or not record.holding:
+        return Decision(record=record)
+    tasks, events = merge(record.tasks, message.tasks)
+    if tasks == record.tasks:
+        return Decision(record=record)
+    changed = msgspec.structs.replace(record, tasks=tasks)
+    if not record.wanted:
+        return Decision(record=with_last_attempt(changed, tasks=tasks), events=events)
+    if changed.state == "starting" and all(task.started_at is not None for task in tasks):
+        changed = msgspec.structs.replace(
+            changed,
+            state=next_state(changed, "run"),
+            reason=f"{count(len(tasks), 'task')} running",
+            running_at=now,
+        )
+        events = (*events, Happened(noun="training", event="running"))
+    outcome = _outcome(changed, now, pause)
+    return Decision(record=outcome.record, events=(*events, *outcome.events))
+
+
+def _outcome(record: TrainingRecord, now: datetime, pause: Callable[[int], float]) -> Decision:
+    """Whether the tasks, as they stand, end the attempt."""
+    found = {task.name: task for task in record.tasks}
+    for plan in record.plan:
+        if plan.decides and found[plan.name].state == "succeeded":
+            return _end(record, "succeed", f"{plan.name} ended with exit code 0", now)
+    broken = [
+        found[plan.name]
+        for plan in sorted(record.plan, key=lambda each: not each.decides)
+        if plan.on_failure != "ignore" and found[plan.name].state in ("failed", "lost", "stopped")
+    ]
+    by_itself = [task for task in broken if task.state == "failed"]
+    if by_itself:
+        first = min(by_itself, key=lambda task: task.finished_at or now)
+        return _attempt_failed(record, how_it_failed(first), now, pause, own_fault=True)
+    if broken:
+        what = "was ended from outside" if broken[0].state == "stopped" else "was lost"
+        why = f"{broken[0].name} {what}" + (f": {broken[0].reason}" if broken[0].reason else "")
+        return _attempt_failed(record, why, now, pause, own_fault=False)
+    return Decision(record=record)
+
+
+def _attempt_failed(
+    record: TrainingRecord, why: str, now: datetime, pause: Callable[[int], float], *, own_fault: bool
+) -> Decision:
+    """Another attempt, as long as retries last; what the infrastructure lost does not use them up."""
+    failures, losses = record.failures + own_fault, record.losses + (not own_fault)
+    changed = msgspec.structs.replace(record, failures=failures, losses=losses)
+    if failures > record.spec.retries:
+        tried = f" (attempt {record.attempt})" if record.attempt > 1 else ""
+        return _end(changed, "fail", why + tried, now)
+    if losses >= MOST_LOSSES:
+        return _end(changed, "fail", f"{why}; given up after {losses} losses", now)
+    wait = pause(failures if own_fault else losses)
+    ended = with_attempt(changed, "failed", why, now)
+    queued = msgspec.structs.replace(
+        ended,
+        state=next_state(record, "again"),
+        reason=f"attempt {record.attempt} failed: {why}; attempt {record.attempt + 1} follows",
+        not_before=now + timedelta(seconds=wait),
+        started_at=None,
+        running_at=None,
+        finished_at=None,
+    )
+    return Decision(record=queued, events=(Happened(noun="training", event="retrying"),))
+
+
+def _end(record: TrainingRecord, why: str, reason: str, now: datetime) -> Decision:
+    state = next_state(record, why)
+    changed = msgspec.structs.replace(record, state=state, reason=reason, finished_at=now, not_before=None)
+    if record.wanted:
+        changed = with_attempt(changed, state, reason, now)
+    elif not record.holding:
+        # Between attempts, or never started: there is nothing left to free.
+        changed = msgspec.structs.replace(changed, freed_at=now)
+    events = [Happened(noun="training", event=state)]
+    if changed.freed_at is not None:
+        events.append(Happened(noun="training", event="freed"))
+    return Decision(record=changed, events=tuple(events))
+
+
+def _freed(record: TrainingRecord, message: Freed, now: datetime) -> Decision:
+    if message.attempt != record.attempt or not record.holding or record.wanted:
+        return Decision(record=record)
+    tasks, events = merge(record.tasks, message.tasks)
+    tasks = tuple(over(task, now) for task in tasks)
+    changed = msgspec.structs.replace(record, tasks=tasks, holding=False)
+    changed = with_last_attempt(changed, tasks=tasks, freed_at=now)
+    if record.state in ENDED:
+        changed = msgspec.structs.replace(changed, freed_at=now)
+        events = (*events, Happened(noun="training", event="freed"))
+    return Decision(record=changed, events=events)
+
+
+def _stop(record: TrainingRecord, message: Stop, now: datetime) -> Decision:
+    if record.state == "stopped":
+        return Decision(record=record)
+    if record.state in ENDED:
+        raise WrongState(f"training {record.name!r} has {record.state} already; there is nothing to stop")
+    return _end(record, "stop", message.reason, now)
+
+
+def _retry(record: TrainingRecord, message: Retry, now: datetime) -> Decision:
+    if record.state not in ENDED:
+        raise WrongState(
+            f"training {record.name!r} is {record.state}; only one that has ended can be retried (stop it first)"
+        )
+    changed = msgspec.structs.replace(
+        record,
+        state=next_state(record, "retry"),
+        reason="",
+        sequence=message.sequence,
+        queued_at=now,
+        failures=0,
+        losses=0,
+        deadline_from=None,
+        not_before=None,
+        started_at=None,
+        running_at=None,
+        finished_at=None,
+        freed_at=None,
+    )
+    return Decision(
+        record=changed,
+        events=(Happened(noun="training", event="retrying"), Happened(noun="training", event="queued")),
+    )
+
+
+def _span(seconds: float) -> str:
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= size and seconds % size == 0:
+            return f"{int(seconds // size)} {unit}"
+    return f"{seconds:g} s"
