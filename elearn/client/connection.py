@@ -14,6 +14,7 @@ from shared.errors import ElearnError, Invalid, Unauthenticated
 
 LOGIN_FILE: Final = "login.json"
 UP_FILE: Final = "state.json"
+_LOOPBACK: Final = re.compile(r"localhost|::1|127(\.\d{1,3}){3}")
 TOKEN_FILE: Final = "token"  # noqa: S105 - the name of a file
 
 
@@ -33,8 +34,7 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def loopback(self) -> bool:
         """The address is this machine's own."""
-        host = urlsplit(self.url).hostname or ""
-        return host == "localhost" or host == "::1" or host.startswith("127.")
+        return _LOOPBACK.fullmatch(urlsplit(self.url).hostname or "") is not None
 
     def __repr__(self) -> str:
         return f"Connection(url={self.url!r}, project={self.project!r})"  # the token is nobody's business

@@ -16,6 +16,7 @@ from shared.errors import Invalid, Malformed
 T = TypeVar("T", bound=msgspec.Struct)
 
 _BIGGEST_FILE: Final = 4 << 20
+_LONGEST_NUMBER: Final = 100
 
 
 class Document:
@@ -266,6 +267,8 @@ def _scalar(node: yaml.ScalarNode) -> Any:
         case "bool":
             return text.lower() == "true"
         case "int":
+            if len(text) > _LONGEST_NUMBER:
+                raise yaml.constructor.ConstructorError(None, None, "a number this long", node.start_mark)
             return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
         case "float":
             return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))

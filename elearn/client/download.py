@@ -18,7 +18,6 @@ Progress = Callable[[int, int], None]
 """Called with the bytes that are there and the bytes in all."""
 
 _FRUITLESS_TRIES: Final = 5
-_BLOCK: Final = 1 << 20
 
 
 def download_archive(
@@ -58,7 +57,7 @@ def _fetch(transport: Transport, path: str, version: Version, part: Path, progre
                     if there and response.status_code != httpx.codes.PARTIAL_CONTENT:
                         file.truncate(0)  # this gateway gives it from the start only
                         file.seek(0)
-                    for block in response.iter_bytes(_BLOCK):
+                    for block in response.iter_bytes():
                         file.write(block)
                         progress(file.tell(), version.archive_size)
             except Unavailable:

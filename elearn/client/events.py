@@ -6,12 +6,17 @@ from typing import Final
 
 import msgspec
 
+from elearn.client.errors import Silent
 from elearn.client.transport import Transport, lines_of
 from shared.contracts.event import Event
-from shared.errors import Internal, Unavailable
+from shared.contracts.problem import Problem
+from shared.errors import Internal, Unavailable, from_problem
 
 _QUIET: Final = 45.0
 """Seconds without even a comment after which a connection counts as lost; the gateway sends one each 15."""
+_CAUGHT_UP: Final = 1.0
+"""Seconds without an event after which a replay has come to its end: the stream itself does not mark it."""
+_PAUSE: Final = 0.2
 
 
 class Frame(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,30 +61,38 @@ class Events:
         if since is None and not follow:
             since = 0
         while True:
-            began = time.monotonic()
+            opened = False
             headers = {"Accept": "text/event-stream"}
             if last is not None:
                 headers["Last-Event-ID"] = last
-            query = {"since": since, "subject": subject, "follow": None if follow else False}
             try:
-                with self._transport.stream(self._path, query=query, headers=headers, quiet=_QUIET) as response:
+                with self._transport.stream(
+                    self._path,
+                    query={"since": since, "subject": subject},
+                    headers=headers,
+                    quiet=_QUIET if follow else _CAUGHT_UP,
+                ) as response:
+                    opened = True
                     for frame in frames(lines_of(response.iter_bytes())):
-                        event = _decoded(frame)
-                        if event is not None:
-                            yield event
+                        yield _event_of(frame)
                         last = frame.id or last
-            except Unavailable:
-                # Opening has been tried for as long as patience goes: only what broke later is gone on with.
-                if time.monotonic() - began < 1.0:
-                    raise
-                continue
-            if not follow:
-                return
-            time.sleep(0.2)  # the gateway ended it in good order: it is being restarted
+            except Unavailable as error:
+                if not opened:
+                    raise  # it has been tried for as long as patience goes
+                if not follow and isinstance(error, Silent):
+                    return
+            time.sleep(_PAUSE)  # the gateway ended it, as it does when it is restarted
 
 
-def _decoded(frame: Frame) -> Event | None:
+def _event_of(frame: Frame) -> Event:
+    """The event in a frame.
+
+    Raises:
+        ElearnError: the gateway says that there will be no more, and why.
+    """
     try:
+        if frame.event == "error":
+            raise from_problem(msgspec.json.decode(frame.data, type=Problem))
         return msgspec.json.decode(frame.data, type=Event)
     except msgspec.DecodeError as error:
         raise Internal(f"the gateway sent an event that this client does not understand: {error}") from error

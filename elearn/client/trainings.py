@@ -10,7 +10,7 @@ from typing import Final, Literal
 from elearn.client.code import is_digest, send_code
 from elearn.client.connection import checked_name
 from elearn.client.errors import TimedOut
-from elearn.client.transport import Transport, label_query, lines_of
+from elearn.client.transport import Query, Transport, label_query, lines_of
 from elearn.client.waiting import pauses
 from shared.codec import convert
 from shared.contracts.common import Done, Page
@@ -22,6 +22,7 @@ Spec = TrainingSpec | Mapping[str, object] | str | Path
 
 _QUIET: Final = 300.0
 """Seconds after which a followed log that says nothing is opened again: its connection may be dead."""
+_PAUSE: Final = 0.2
 _PREFIX: Final = re.compile(r"\[([a-z]+-\d+)\] ")
 
 
@@ -164,9 +165,8 @@ class Trainings:
             data["code"] = send_code(self._transport, self._project_base, folder / Path(given).expanduser())
         return data
 
-    def _lines(self, name: str, query: dict[str, str | int | None], *, follow: bool = False) -> Iterator[str]:
-        wanted = {**query, "follow": True} if follow else query
-        with self._transport.stream(f"{self._at(name)}/logs", query=wanted, quiet=_QUIET) as response:
+    def _lines(self, name: str, query: Query) -> Iterator[str]:
+        with self._transport.stream(f"{self._at(name)}/logs", query=query) as response:
             yield from lines_of(response.iter_bytes())
 
     def _followed(self, name: str, task: str | None, attempt: int | None, tail: int | None) -> Iterator[str]:
@@ -196,22 +196,26 @@ class Trainings:
 
     def _attempt_followed(self, name: str, task: str | None, number: int, tail: int | None) -> Iterator[str]:
         seen: Counter[str] = Counter()
+        query: Query = {"task": task, "attempt": number, "tail": tail, "follow": True}
         while True:
             skip = Counter(seen)
+            opened = False
             try:
-                query = {"task": task, "attempt": number, "tail": tail}
-                for line in self._lines(name, query, follow=True):
-                    match = _PREFIX.match(line)
-                    writer = match[1] if match else ""
-                    if skip[writer] > 0:
-                        skip[writer] -= 1
-                        continue
-                    seen[writer] += 1
-                    yield line
+                with self._transport.stream(f"{self._at(name)}/logs", query=query, quiet=_QUIET) as response:
+                    opened = True
+                    for line in lines_of(response.iter_bytes()):
+                        match = _PREFIX.match(line)
+                        writer = match[1] if match else ""
+                        if skip[writer] > 0:
+                            skip[writer] -= 1
+                            continue
+                        seen[writer] += 1
+                        yield line
             except Unavailable:
-                if tail is not None and seen:
-                    raise  # where its lines would have to go on is not known
-                time.sleep(0.2)
+                # It has been tried for as long as patience goes, or where its lines would go on is not known.
+                if not opened or (tail is not None and seen):
+                    raise
+                time.sleep(_PAUSE)
             else:
                 return
 
