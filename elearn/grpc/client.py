@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self, TypeVar, cast
@@ -20,6 +21,23 @@ if TYPE_CHECKING:
 _SERVICE: Final = "/tensorflow.serving"
 _STATES: Final = {10: "START", 20: "LOADING", 30: "AVAILABLE", 40: "UNLOADING", 50: "END"}
 _UNLIMITED: Final = -1
+# A replica that leaves may refuse a call that was just on its way. Predicting again changes nothing.
+_RETRIES: Final = json.dumps(
+    {
+        "methodConfig": [
+            {
+                "name": [{}],
+                "retryPolicy": {
+                    "maxAttempts": 4,
+                    "initialBackoff": "0.1s",
+                    "maxBackoff": "1s",
+                    "backoffMultiplier": 2,
+                    "retryableStatusCodes": ["UNAVAILABLE"],
+                },
+            }
+        ]
+    }
+)
 
 R = TypeVar("R", covariant=True)
 
@@ -97,6 +115,8 @@ class PredictClient:
             ("grpc.max_receive_message_length", _UNLIMITED),
             # Channels of one process share connections unless told not to.
             ("grpc.use_local_subchannel_pool", 1),
+            ("grpc.service_config", _RETRIES),
+            ("grpc.initial_reconnect_backoff_ms", 100),
         ]
         self._endpoint = endpoint
         self._metadata = tuple(metadata)

@@ -72,7 +72,12 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Revision(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One rolled-out choice of version; a change of version makes the next one."""
+    """One rolled-out choice of version; a change of version makes the next one.
+
+    Attributes:
+        version: the one that gets most of the requests.
+        traffic: per cent of requests for each version, by number, where there are several.
+    """
 
     number: int
     version: VersionNumber
@@ -81,6 +86,7 @@ class Revision(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     reason: str = ""
     cause: str = ""
     ready_at: Instant | None = None
+    traffic: dict[str, int] = {}
 
 
 class Serving(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -90,6 +96,7 @@ class Serving(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         version: the version that answers now; None before the first is up.
         ready_replicas: replicas that answer now.
         revisions: newest first, the last twenty.
+        traffic: per cent of requests for each version that answers now, where there are several.
     """
 
     project: Name
@@ -106,6 +113,7 @@ class Serving(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     revision: int = 0
     revisions: tuple[Revision, ...] = ()
     ready_at: Instant | None = None
+    traffic: dict[str, int] = {}
 
 
 class ServingEvent(msgspec.Struct, frozen=True, kw_only=True):

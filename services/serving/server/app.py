@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -41,6 +42,11 @@ _SERVICES: Final = (
 _LAST_WORDS: Final = 0.1
 """Seconds for the last answers to leave, once nothing is in flight."""
 
+_FAREWELL: Final = 0.25
+"""Seconds in which a REST client that stays connected is told to go elsewhere, with its next answer."""
+
+_BACKLOG: Final = 1024
+
 _SERVING: Final = health_pb2.HealthCheckResponse.SERVING
 
 
@@ -67,6 +73,8 @@ class ModelServer:
         self._health = health.aio.HealthServicer()
         self._grpc: Any = None
         self._rest: web.AppRunner | None = None
+        self._site: web.SockSite | None = None
+        self._listener: socket.socket | None = None
         self._ready = False
         self.grpc_port: int | None = None
         self.rest_port: int | None = None
@@ -102,7 +110,7 @@ class ModelServer:
             await self._health.enter_graceful_shutdown()
             stopping.append(self._stop_grpc(grace))
         if self._rest is not None:
-            stopping.append(self._rest.cleanup())
+            stopping.append(self._stop_rest(self._rest))
         await asyncio.gather(*stopping)
         self._batcher.close()
         await self._versions.close()
@@ -195,12 +203,36 @@ class ModelServer:
             api.application, access_log=None, shutdown_timeout=config.grace_seconds, handle_signals=False
         )
         await runner.setup()
-        site = web.TCPSite(runner, config.host, config.rest_port, reuse_port=config.reuse_port)
+        self._listener = listener = socket.socket()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, int(config.reuse_port))
         try:
-            await site.start()
+            listener.bind((config.host, config.rest_port))
         except OSError as error:
-            raise ConfigError(f"can't listen on {config.host}:{config.rest_port}: {error}") from error
-        self.rest_port = runner.addresses[0][1]
+            raise ConfigError(f"can't listen on {config.host}:{config.rest_port}: {error.strerror}") from error
+        self._site = web.SockSite(runner, listener, backlog=_BACKLOG)
+        await self._site.start()
+        self.rest_port = listener.getsockname()[1]
+
+    async def _stop_rest(self, runner: web.AppRunner) -> None:
+        """Closes the port, and answers everybody who had connected before.
+
+        Connections that the kernel has queued for this process die with its listening socket, though other
+        replicas listen on the same port. So they are accepted to the last one, and closing follows at once.
+        """
+        accepted: list[socket.socket] = []
+        if self._site is not None and self._listener is not None:
+            try:
+                while True:
+                    accepted.append(self._listener.accept()[0])
+            except BlockingIOError:
+                await self._site.stop()
+        loop = asyncio.get_running_loop()
+        for connection in accepted:
+            if runner.server is not None:
+                await loop.connect_accepted_socket(runner.server, connection)
+        await asyncio.sleep(_FAREWELL)
+        await runner.cleanup()
 
     def _changed(self) -> None:
         self._metrics.versions(self._versions.available)

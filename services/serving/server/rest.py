@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import structlog
 from aiohttp import web
+from aiohttp.typedefs import Handler
 from google.protobuf import json_format
 
 from services.serving.server import rest_json
@@ -51,11 +52,19 @@ class RestApi:
         self._metrics = metrics
         self._ready = ready
         self._inside = inside
-        self.application = web.Application(client_max_size=max_body_bytes)
+        self.application = web.Application(client_max_size=max_body_bytes, middlewares=[self._part])
         self.application.router.add_get("/healthz", self._health)
         self.application.router.add_get("/metrics", self._metrics_page)
         self.application.router.add_get("/monitoring/prometheus/metrics", self._metrics_page)
         self.application.router.add_route("*", "/{path:.*}", self._model)
+
+    @web.middleware
+    async def _part(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """While draining, every answer asks its client to open its next connection to another replica."""
+        response = await handler(request)
+        if not self._ready():
+            response.force_close()
+        return response
 
     async def _health(self, _: web.Request) -> web.Response:
         if self._ready():
