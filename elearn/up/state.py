@@ -34,6 +34,8 @@ class State(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """The whole of it."""
 
     ports: Ports
+    supervisor: ProcessIdentity | None = None
+    """None once it was taken down in an orderly way; clients read it to tell that from a crash."""
     services: tuple[ServiceState, ...] = ()
 
 

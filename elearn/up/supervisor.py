@@ -19,6 +19,7 @@ from elearn.up.place import SUPERUSER, Place, place
 from elearn.up.ports import choose as choose_ports
 from elearn.up.proc import MARK
 from elearn.up.state import Event, Ports, Progress, Ready, State
+from shared.local.identity import identify
 
 _log = logging.getLogger("elearn.up")
 _LOG_CHECK = 5.0
@@ -137,12 +138,13 @@ class Supervisor:
         self._broken = error
         self._stop.set()
 
-    def _save(self, *, must: bool = False) -> None:
+    def _save(self, *, must: bool = False, ended: bool = False) -> None:
         """Record what runs, before anything else happens: a killed supervisor leaves nothing unknown."""
         if self._ports is None:
             return
         state = State(
             ports=self._ports,
+            supervisor=None if ended else identify(os.getpid()),
             services=tuple(each.state for each in self._managed),
         )
         try:
@@ -195,6 +197,7 @@ class Supervisor:
         await asyncio.gather(*(each.stop() for each in rooms))
         await asyncio.to_thread(leftovers.end_tasks, self._home)
         await asyncio.gather(*(each.stop() for each in servers))
+        self._save(ended=True)
 
     async def _turn_logs_over(self) -> None:
         paths = [*(each.spec.log for each in self._managed), self._home.log("supervisor")]
