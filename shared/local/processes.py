@@ -7,16 +7,18 @@ and a restarted one finds everything again.
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
 import signal as signals
 import socket
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import msgspec
+import structlog
 
 from shared.errors import Conflict, ElearnError, Internal, Invalid, StorageFull
 from shared.local import shim
@@ -30,7 +32,7 @@ from shared.local.identity import (
     wait_ended,
 )
 from shared.local.nursery import Nursery
-from shared.local.records import read_spec, read_spec_or_none, read_status, write, write_spec
+from shared.local.records import boot_of_spec, read_spec, read_status, write, write_spec
 from shared.local.spec import (
     BindMount,
     ProcessSpec,
@@ -55,10 +57,12 @@ __all__ = [
     "processes_root",
 ]
 
+_log = structlog.get_logger(__name__)
+
 _WATCHERS = ".watchers"
 _START_SECONDS = 30.0
 _STOP_MARGIN_SECONDS = 15.0  # past the grace: the keeper itself waits 10 s for what hangs in the kernel
-_FINALISE_SECONDS = 1.0
+_LOCK_SECONDS = 1.0
 
 
 def processes_root(home: Path, room: str) -> Path:
@@ -85,6 +89,7 @@ class LocalProcesses:
         Raises:
             Invalid: the id or the spec can't be used.
             StorageFull: no room to record it; nothing was started.
+            Internal: it can't be recorded, or its keeper can't be started, for another reason; nothing was started.
         """
         _check(id, spec)
         return await asyncio.to_thread(self._start, id, spec)
@@ -133,7 +138,7 @@ class LocalProcesses:
         return await asyncio.to_thread(self._refresh, id)
 
     async def list(self, prefix: str = "") -> tuple[ProcessStatus, ...]:
-        """All tasks whose id begins with ``prefix``, by id."""
+        """All tasks whose id begins with ``prefix``, by id; also those that were asked for and not started yet."""
         return await asyncio.to_thread(self._list, prefix)
 
     async def signal(self, id: str, number: signals.Signals) -> bool:
@@ -189,8 +194,15 @@ class LocalProcesses:
             return ()
 
     def _list(self, prefix: str) -> tuple[ProcessStatus, ...]:
-        found = (self._refresh(id) for id in self.ids() if id.startswith(prefix))
-        return tuple(status for status in found if status is not None)
+        found = []
+        for id in self.ids():
+            if id.startswith(prefix):
+                status = self._refresh(id)
+                if status is None and boot_of_spec(self.root / id) is not None:
+                    status = ProcessStatus(id=id, state="starting", shim=_nobody())
+                if status is not None:
+                    found.append(status)
+        return tuple(found)
 
     def _start(self, id: str, spec: ProcessSpec) -> ProcessStatus:
         directory = self.root / id
@@ -201,7 +213,8 @@ class LocalProcesses:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_spec(directory, id, spec)
         except OSError as problem:
-            raise StorageFull(f"can't record process {id}: {problem.strerror}") from problem
+            kind = StorageFull if problem.errno in (errno.ENOSPC, errno.EDQUOT) else Internal
+            raise kind(f"can't record process {id} in {self.root}: {problem.strerror}") from problem
         answer = self._nursery.start(directory)
         until = time.monotonic() + _START_SECONDS
         while (status := self._refresh(id)) is None:
@@ -212,45 +225,57 @@ class LocalProcesses:
         return status
 
     def _ask_to_stop(self, id: str, grace: float | None) -> ProcessStatus | None:
-        status = self._refresh(id)
+        status = self._refresh(id) or self._forbid(id)
         if status is None or status.finished:
             return status
         if grace is not None:
-            write(self.root / id, "stop.json", msgspec.json.encode({"grace": grace}))
+            with contextlib.suppress(OSError):  # a full disk must not keep a task running: its spec's grace holds
+                write(self.root / id, "stop.json", msgspec.json.encode({"grace": grace}))
         send(status.shim, signals.SIGTERM)
         return status
+
+    def _forbid(self, id: str) -> ProcessStatus | None:
+        """Of a task that was asked for and has no status: let a start under way say so, or see that none follows."""
+        directory = self.root / id
+        if boot_of_spec(directory) is None:
+            return None
+        with _locked(directory, while_=lambda: read_status(directory) is None) as locked:
+            status = read_status(directory)
+            if status is not None or not locked:
+                return status
+            now = time.time()
+            final = ProcessStatus(
+                id=id,
+                state="failed",
+                shim=_nobody(),
+                created_at=now,
+                finished_at=now,
+                error="stopped before it was started",
+                stop_requested=True,
+            )
+            write(directory, "status.json", msgspec.json.encode(final))
+        self.tell_watchers(id)
+        return final
 
     def _refresh(self, id: str) -> ProcessStatus | None:
         """The status, finalised first should its keeper have died without recording the end."""
         directory = self.root / id
         status = read_status(directory)
         if status is None:
-            spec = read_spec_or_none(directory)
-            if spec is None or spec.boot == boot_id():
+            boot = boot_of_spec(directory)
+            if boot is None or boot == boot_id():
                 return None  # nothing recorded yet: it may be started
-            status = ProcessStatus(id=id, state="starting", shim=ProcessIdentity(pid=1, started=0, boot=spec.boot))
+            status = ProcessStatus(id=id, state="starting", shim=_nobody(boot))
         if status.finished or is_alive(status.shim):
             return status
         return self._finalise(directory, status)
 
     def _finalise(self, directory: Path, status: ProcessStatus) -> ProcessStatus:
-        try:
-            lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except FileNotFoundError:
-            return status  # removed meanwhile
-        try:
-            until = time.monotonic() + _FINALISE_SECONDS
-            while True:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    # A child of the dead keeper that has not become the task yet, or another service doing the same.
-                    if time.monotonic() > until:
-                        return status
-                    time.sleep(0.005)
+        # The lock may be held by a child of the dead keeper that has not become the task yet, or by another service
+        # that is doing the same.
+        with _locked(directory) as locked:
             current = read_status(directory) or status
-            if current.finished:
+            if not locked or current.finished:
                 return current
             kill_marked(str(directory))
             known = current.state == "ending" and (current.exit_code is not None or current.signal is not None)
@@ -262,9 +287,11 @@ class LocalProcesses:
                 finished_at=time.time(),
                 error=None if known else f"lost: {why}",
             )
-            write(directory, "status.json", msgspec.json.encode(final))
-        finally:
-            os.close(lock)
+            try:
+                write(directory, "status.json", msgspec.json.encode(final))
+            except OSError as problem:  # it is true all the same, and found out again next time
+                _log.warning("can't record the end of a process", process=status.id, error=str(problem))
+                return final
         self.tell_watchers(status.id)
         return final
 
@@ -278,7 +305,8 @@ class LocalProcesses:
             directory.rename(grave)
         except FileNotFoundError:
             return
-        shutil.rmtree(grave)
+        for each in self.root.glob(".removed-*"):  # this one, and what a killed service left
+            shutil.rmtree(each, ignore_errors=True)
         self.tell_watchers(id)
 
     def tell_watchers(self, id: str) -> None:
@@ -304,7 +332,6 @@ def end_all(home: Path, grace: float = 5.0) -> int:
     """
     everything = (home / "processes").resolve()
     rooms = [LocalProcesses(path) for path in everything.glob("*") if path.is_dir()]
-    _let_starts_finish(rooms)
     running: dict[int, ProcessStatus] = {}
     for room in rooms:
         for id in room.ids():
@@ -325,17 +352,34 @@ def end_all(home: Path, grace: float = 5.0) -> int:
     return len(running)
 
 
-def _let_starts_finish(rooms: Sequence[LocalProcesses]) -> None:
-    """Wait for keepers that hold their lock and have no status yet: they would start their task behind our back."""
-    until = time.monotonic() + _FINALISE_SECONDS
-    for directory in [room.root / id for room in rooms for id in room.ids()]:
-        with contextlib.suppress(FileNotFoundError), (directory / "lock").open() as lock:
-            while not (directory / "status.json").exists() and time.monotonic() < until:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    time.sleep(0.005)
+@contextlib.contextmanager
+def _locked(directory: Path, while_: Callable[[], bool] = lambda: True) -> Iterator[bool]:
+    """The lock of a task that no keeper holds; False when it is not to be had for a second, or ``while_`` ends."""
+    try:
+        lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except FileNotFoundError:  # removed meanwhile
+        yield False
+        return
+    try:
+        until = time.monotonic() + _LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > until or not while_():
+                    yield False
+                    return
+                time.sleep(0.005)
+            else:
+                yield True
+                return
+    finally:
+        os.close(lock)
+
+
+def _nobody(boot: str | None = None) -> ProcessIdentity:
+    """The keeper of a task that never had one."""
+    return ProcessIdentity(pid=0, started=0, boot=boot_id() if boot is None else boot)
 
 
 async def _ended(identity: ProcessIdentity, timeout: float | None) -> bool:

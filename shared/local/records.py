@@ -12,10 +12,13 @@ from shared.local.spec import ProcessSpec, ProcessStatus, StoredSpec
 
 
 def read_status(directory: Path) -> ProcessStatus | None:
-    """How a task was when its keeper last wrote; None when it never has."""
+    """How a task was when its keeper last wrote; None when it never has.
+
+    A file that can't be read is none: only a power cut leaves one (states before the last are not forced to disk).
+    """
     try:
         return msgspec.json.decode((directory / "status.json").read_bytes(), type=ProcessStatus)
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, msgspec.DecodeError):
         return None
 
 
@@ -24,12 +27,14 @@ def read_spec(directory: Path) -> StoredSpec:
     return msgspec.json.decode((directory / "spec.json").read_bytes(), type=StoredSpec)
 
 
-def read_spec_or_none(directory: Path) -> StoredSpec | None:
-    """What was asked for; None when nothing was."""
+def boot_of_spec(directory: Path) -> str | None:
+    """The boot on which a task was asked for; None when none was; empty when a power cut damaged the file."""
     try:
-        return read_spec(directory)
+        return read_spec(directory).boot
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except msgspec.DecodeError:
+        return ""
 
 
 def write_spec(directory: Path, id: str, spec: ProcessSpec) -> None:

@@ -34,19 +34,20 @@ class Watcher:
 
     async def open(self) -> None:
         """Register for wake-ups, before the first look, so that nothing falls between."""
-        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         receiver = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         receiver.setblocking(False)
-        # Through the open folder, for a socket's path has 108 bytes only.
-        folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            receiver.bind(f"/proc/self/fd/{folder}/{self._path.name}")
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Through the open folder, for a socket's path has 108 bytes only.
+            folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                receiver.bind(f"/proc/self/fd/{folder}/{self._path.name}")
+            finally:
+                os.close(folder)
         except OSError as problem:
             receiver.close()
             _log.warning("no wake-ups here, looking every few seconds", path=str(self._path), error=str(problem))
             return
-        finally:
-            os.close(folder)
         self._socket = receiver
         self._loop.add_reader(receiver, self._received)
 

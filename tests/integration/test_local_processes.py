@@ -15,6 +15,7 @@ import pytest
 from shared.errors import Conflict, Internal, Invalid
 from shared.local.identity import MARKER, boot_id, identify, is_alive
 from shared.local.processes import ProcessStatus, Restart, end_all
+from shared.local.records import write_spec
 from shared.local.spec import BindMount, ProcessIdentity, ProcessSpec
 from tests.support.local_processes import Home, home, is_running, pid_in
 
@@ -280,6 +281,27 @@ class TestStop:
         assert again is not None
         assert again.stop_requested is False
 
+    async def test_what_was_asked_for_and_not_started_never_will_be(self, home: Home) -> None:
+        folder = home.processes.root / "a"
+        folder.mkdir(parents=True)
+        write_spec(folder, "a", home.shell("echo started"))  # and here the service was killed
+        assert [status.state for status in await home.processes.list()] == ["starting"]
+        final = await home.processes.stop("a")
+        assert final is not None
+        assert (final.state, final.error) == ("failed", "stopped before it was started")
+        assert (await home.processes.start("a", home.shell("echo started"))).state == "failed"
+        assert not home.log.exists()
+        await home.processes.remove("a")
+
+    async def test_a_stop_meets_a_start_that_is_under_way(self, home: Home) -> None:
+        spec = home.shell("exec sleep 60")
+        started, stopped = await asyncio.gather(home.processes.start("a", spec), home.again().stop("a", grace=1))
+        if stopped is None:  # it came first
+            stopped = await home.processes.stop("a")
+        assert stopped is not None
+        assert stopped.finished
+        assert started.task is None or not is_alive(started.task)
+
     async def test_a_keeper_that_hangs_is_killed_and_its_task_with_it(self, home: Home) -> None:
         status = await home.processes.start("a", home.shell("exec sleep 60"))
         os.kill(status.shim.pid, signal.SIGSTOP)
@@ -365,6 +387,18 @@ class TestLost:
         assert innocent is not None
         before = msgspec.structs.replace(innocent, boot="another-boot")
         record(home, ProcessStatus(id="a", state="running", shim=before, task=before))
+        status = await home.processes.status("a")
+        assert status is not None
+        assert (status.state, status.error) == ("lost", "lost: the machine was restarted")
+
+    @pytest.mark.parametrize("damaged", ["spec.json", "status.json"])
+    async def test_a_power_cut_may_damage_what_was_not_forced_to_disk(self, home: Home, damaged: str) -> None:
+        folder = home.processes.root / "a"
+        folder.mkdir(parents=True)
+        write_spec(folder, "a", home.shell("true"))
+        stored = (folder / "spec.json").read_bytes().replace(boot_id().encode(), b"before")
+        (folder / "spec.json").write_bytes(stored)
+        (folder / damaged).write_bytes(b"")
         status = await home.processes.status("a")
         assert status is not None
         assert (status.state, status.error) == ("lost", "lost: the machine was restarted")
@@ -497,7 +531,6 @@ class TestNursery:
 
     async def test_the_shim_also_starts_alone(self, home: Home) -> None:
         from shared.local import shim
-        from shared.local.records import write_spec
 
         folder = home.processes.root / "a"
         folder.mkdir(parents=True)
