@@ -15,6 +15,9 @@ OPERATIONS = "elearn"
 """The user for data pipelines and operations: tells that data arrived, reads everything that happens."""
 
 _MEGABYTE = 2**20
+DURABLES = ("datastore-trainings", "registry-servings", "registry-trainings", "serving-models")
+"""The services' own consumers, which nobody else may read from, acknowledge for, change or delete."""
+
 _JETSTREAM_READS = (
     "$JS.API.INFO",
     "$JS.API.STREAM.NAMES",
@@ -83,8 +86,8 @@ def service_permissions(name: str, services: tuple[str, ...]) -> Permissions:
     )
 
 
-def operations_permissions(services: tuple[str, ...]) -> Permissions:
-    """What pipelines and operations need; a service's own durable consumers are out of their reach."""
+def operations_permissions() -> Permissions:
+    """What pipelines and operations need; the services' own consumers are out of their reach."""
     return Permissions(
         publish=(
             f"{PREFIX}.data.arrived.>",
@@ -93,14 +96,15 @@ def operations_permissions(services: tuple[str, ...]) -> Permissions:
         ),
         subscribe=(f"{PREFIX}.>", "$JS.EVENT.ADVISORY.>", "_INBOX.>", f"{inbox(OPERATIONS)}.>"),
         publish_never=tuple(
-            f"$JS.API.CONSUMER.{verb}.{STREAM}.{name}{rest}"
-            for name in services
-            for verb, rest in (
-                ("CREATE", ""),
-                ("CREATE", ".>"),
-                ("DURABLE.CREATE", ""),
-                ("MSG.NEXT", ""),
-                ("DELETE", ""),
+            subject
+            for durable in DURABLES
+            for subject in (
+                f"$JS.API.CONSUMER.CREATE.{STREAM}.{durable}",
+                f"$JS.API.CONSUMER.CREATE.{STREAM}.{durable}.>",
+                f"$JS.API.CONSUMER.DURABLE.CREATE.{STREAM}.{durable}",
+                f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{durable}",
+                f"$JS.API.CONSUMER.DELETE.{STREAM}.{durable}",
+                f"$JS.ACK.{STREAM}.{durable}.>",
             )
         ),
     )
@@ -110,7 +114,7 @@ def permissions(services: tuple[str, ...]) -> dict[str, Permissions]:
     """Every user's permissions."""
     return {
         **{name: service_permissions(name, services) for name in services},
-        OPERATIONS: operations_permissions(services),
+        OPERATIONS: operations_permissions(),
     }
 
 

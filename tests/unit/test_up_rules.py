@@ -115,6 +115,10 @@ def may(user: str, verb: str, subject: str) -> bool:
         ("elearn", "publish", "$JS.API.STREAM.DELETE.ELEARN", False),
         ("elearn", "publish", "$JS.API.STREAM.PURGE.ELEARN", False),
         ("elearn", "publish", "$JS.API.CONSUMER.CREATE.ELEARN.mine.elearn.v1.>", True),
+        ("elearn", "publish", "$JS.API.CONSUMER.MSG.NEXT.ELEARN.mine", True),
+        ("elearn", "publish", "$JS.API.CONSUMER.MSG.NEXT.ELEARN.registry-trainings", False),
+        ("elearn", "publish", "$JS.API.CONSUMER.DELETE.ELEARN.serving-models", False),
+        ("elearn", "publish", "$JS.ACK.ELEARN.serving-models.1.2.3.4.5", False),
         ("elearn", "subscribe", "elearn.v1.training.failed.search.ctr-41", True),
         ("elearn", "subscribe", "_INBOX.abc", True),
         ("elearn", "subscribe", "_INBOX_api.abc", False),
@@ -122,6 +126,12 @@ def may(user: str, verb: str, subject: str) -> bool:
 )
 def test_what_a_bus_user_may(user: str, verb: str, subject: str, answer: bool) -> None:
     assert may(user, verb, subject) is answer
+
+
+def test_every_durable_consumer_of_a_service_is_out_of_a_pipelines_reach() -> None:
+    rooms = Path(__file__).parents[2] / "services"
+    found = {name for file in rooms.rglob("*.py") for name in re.findall(r'durable="([^"]+)"', file.read_text())}
+    assert found == set(nats.DURABLES), "name the durable consumers of the rooms in elearn.up.nats.DURABLES"
 
 
 def test_a_service_gets_its_own_addresses_and_what_the_user_set() -> None:
@@ -239,7 +249,7 @@ def test_a_home_without_room_is_refused_before_anything_is_made(
     fields = list(real)
     fields[4] = 40 * 2**20 // real.f_frsize  # f_bavail
     monkeypatch.setattr(os, "statvfs", lambda path: os.statvfs_result(fields))
-    with pytest.raises(HomeError, match="only 40 MiB are free .*256 are needed"):
+    with pytest.raises(HomeError, match=r"only 40 MiB are free .*256 are needed"):
         Home(tmp_path / "home").prepare()
 
 
