@@ -55,8 +55,12 @@ def write_spec(directory: Path, id: str, spec: ProcessSpec) -> None:
 def write(directory: Path, name: str, content: bytes) -> None:
     """Replace a file durably: complete, or not at all."""
     descriptor, temporary = tempfile.mkstemp(prefix=f"{name}.", dir=directory)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    Path(temporary).rename(directory / name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).rename(directory / name)
+    except OSError:
+        Path(temporary).unlink(missing_ok=True)
+        raise
