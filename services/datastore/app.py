@@ -1,8 +1,10 @@
 """The composition root: the only place where this room's objects are built."""
 
 import asyncio
+import dataclasses
 
 from services.datastore.cloud.local import LocalStorage
+from services.datastore.cloud.port import StorageCloud
 from services.datastore.controller import Controller
 from services.datastore.files import Files
 from services.datastore.handlers import Handlers
@@ -21,6 +23,12 @@ async def compose(platform: Platform, settings: Settings) -> Room:
         Unsupported: the cloud named in the settings is not one of ours.
     """
     cloud = _cloud(settings)
+    room = assemble(platform, settings, cloud)
+    return dataclasses.replace(room, close=(lambda: asyncio.to_thread(cloud.close),))
+
+
+def assemble(platform: Platform, settings: Settings, cloud: StorageCloud) -> Room:
+    """The room on a cloud that is given."""
     handlers = Handlers(platform.database, platform.outbox, cloud)
     queries = Queries(platform.database)
     files = Files(platform.database, cloud)
@@ -58,7 +66,6 @@ async def compose(platform: Platform, settings: Settings) -> Room:
             "datastore controller": controller.run,
             "upload sweeper": controller.sweep,
         },
-        close=(lambda: asyncio.to_thread(cloud.close),),
     )
 
 

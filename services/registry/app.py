@@ -22,7 +22,11 @@ async def compose(platform: Platform, settings: Settings) -> Room:
     Raises:
         Unsupported: the cloud named in the settings is not one of ours.
     """
-    cloud = _cloud(settings)
+    return assemble(platform, settings, _cloud(settings))
+
+
+def assemble(platform: Platform, settings: Settings, cloud: JobCloud) -> Room:
+    """The room on a cloud that is given."""
     handlers = Handlers(platform.database, platform.outbox)
     saves = Saves(platform.database, platform.outbox, platform.bus)
     aliases = Aliases(platform.database, platform.outbox)

@@ -372,13 +372,3 @@ async def test_a_save_goes_on_after_the_registry_was_restarted(
         for number in (1, 2, 3):
             assert (await ended(bus, number)).state == "ready"
     assert sorted(path.name for path in (home / "models" / PROJECT / "digits").iterdir()) == ["1", "2", "3"]
-
-
-async def test_a_deadline_ends_a_save(
-    clean_nats: str, fresh_database: FreshDatabase, others: Others, home: Path
-) -> None:
-    write_saved_model(others.data / "export", weights=bytes(512 * 1024 * 1024))
-    url = await fresh_database()
-    async with registry(clean_nats, url, home, ELEARN_SAVE_TIMEOUT_SECONDS="0.05") as bus:
-        version = await save(bus)
-    assert (version.state, version.reason) == ("failed", "the save did not end within 0.05 s")
