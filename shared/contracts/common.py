@@ -8,7 +8,8 @@ import msgspec
 
 from shared.contracts.problem import FieldError
 
-NAME_PATTERN: Final = r"^[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?$"
+# The look-ahead: Python's "$" would let a line end through at the very end.
+NAME_PATTERN: Final = r"^[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?$(?!\n)"
 
 Name = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN, max_length=40)]
 """A name chosen by a user: lower-case letters, digits and dashes, at most 40 of them."""

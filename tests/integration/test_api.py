@@ -80,6 +80,7 @@ BAD: tuple[tuple[str, str, dict[str, object], int, str | None], ...] = (
     ("POST", "/trainings", {"json": {**SPEC, "roles": {"ps": {"cpus": 1}}}}, 422, "roles.ps.cpus"),
     ("POST", "/trainings", {"json": {**SPEC, "retries": "2"}}, 422, "retries"),
     ("POST", "/trainings", {"json": {**SPEC, "name": "Digits!"}}, 422, "name"),
+    ("POST", "/trainings", {"json": {**SPEC, "name": "digits\n"}}, 422, "name"),
     ("POST", "/trainings", {"json": {"name": "digits"}}, 422, "command"),
     ("POST", "/trainings", {"json": [1, 2]}, 422, "body"),
     ("POST", "/trainings", {"json": SPEC | {"mounts": [{"datastore": "no", "path": "d"}]}}, 422, "mounts.0.datastore"),
