@@ -43,7 +43,10 @@ def up(
                     waiting.pop(event.name, None)
                 else:
                     waiting[event.name] = f"{event.name} {event.state}" + (f" ({event.reason})" if event.reason else "")
-                steps.say(", ".join(waiting.values()) or "ready")
+                if sys.stderr.isatty():
+                    steps.say(", ".join(waiting.values()) or "ready")
+                elif event.state != "starting":
+                    steps.say(f"{event.name} {event.state}")
             elif isinstance(event, Ready):
                 steps.stop()
                 if not detach:

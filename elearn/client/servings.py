@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import msgspec
 
@@ -14,14 +15,15 @@ from shared.contracts.common import Done, Page
 from shared.contracts.serving import Serving, ServingPatch, ServingSpec, serving_errors
 from shared.errors import Conflict, Invalid
 
-Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
-
 
 class Prediction(msgspec.Struct, frozen=True, kw_only=True):
-    """TensorFlow Serving's answer: ``predictions`` to ``instances``, ``outputs`` to ``inputs``."""
+    """TensorFlow Serving's answer: ``predictions`` to ``instances``, ``outputs`` to ``inputs``.
 
-    predictions: list[Json] | None = None
-    outputs: Json = None
+    What is in them is the model's own choice: numbers and words, nested as its tensors are.
+    """
+
+    predictions: list[Any] | None = None
+    outputs: Any = None
 
 
 class Servings:
