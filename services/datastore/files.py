@@ -15,7 +15,7 @@ from shared.contracts.datastore import (
     WriteFile,
 )
 from shared.errors import Invalid
-from shared.paging import decode_cursor, encode_cursor
+from shared.paging import decode_cursor, encode_cursor, fitting
 from shared.postgres import Database
 
 
@@ -38,7 +38,7 @@ class Files:
         found = await self._cloud.list(
             volume, request.path, after=str(cursor[0]) if cursor else None, limit=request.limit + 1
         )
-        shown = tuple(found[: request.limit])
+        shown = tuple(fitting(found[: request.limit]))
         more = len(found) > len(shown)
         return Page(items=shown, next=encode_cursor(shown[-1].path.rpartition("/")[2]) if more and shown else None)
 

@@ -5,7 +5,7 @@ from services.datastore.errors import NoSuchDatastore
 from services.datastore.model import view
 from shared.contracts.common import ListRequest, Named, Page
 from shared.contracts.datastore import Datastore, MountableDatastore, MountReply, MountRequest
-from shared.paging import decode_cursor, encode_cursor
+from shared.paging import decode_cursor, encode_cursor, fitting
 from shared.postgres import Database
 
 
@@ -44,7 +44,7 @@ class Queries:
                 state=request.state,
                 labels=request.labels,
             )
-            shown = found[: request.limit]
+            shown = fitting(found[: request.limit])
             users = await store.users_of(transaction, request.project, [stored.name for stored in shown])
         return Page(
             items=tuple(view(stored, users[stored.name]) for stored in shown),

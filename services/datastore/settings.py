@@ -35,6 +35,7 @@ class Settings(ServiceSettings, frozen=True, kw_only=True):
         "state",
         "trainings",
         "up",
+        "uploads",
         "work",
     )
     storage_check_seconds: float = 30.0

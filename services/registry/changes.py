@@ -1,6 +1,6 @@
 """Writes what was decided about a version, and tells the world, in the transaction that is open."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from services.registry import alias_store, store
@@ -29,7 +29,7 @@ async def tell(transaction: Transaction, outbox: Outbox, decision: Decision) -> 
 
 
 async def shown_versions(
-    transaction: Transaction, project: str, model: str, versions: list[StoredVersion]
+    transaction: Transaction, project: str, model: str, versions: Sequence[StoredVersion]
 ) -> list[Version]:
     """Versions as users see them, with who points at them."""
     aliases = await alias_store.load_of(transaction, project, [model])

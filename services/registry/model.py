@@ -33,6 +33,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         size: bytes of all files.
         digest: ``sha256:…`` of the tar that a download gives; ``archive_size`` its bytes.
+        note: what users should know of it.
     """
 
     size: int
@@ -41,6 +42,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     archive_size: int
     framework: str = ""
     signatures: tuple[Signature, ...] = ()
+    note: str = ""
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):
@@ -158,7 +160,9 @@ def decide(stored: StoredVersion, message: Message, now: datetime) -> Decision:
         case Launched():
             return Decision(version=msgspec.structs.replace(stored, launched_at=stored.launched_at or now))
         case Saved():
-            ready = msgspec.structs.replace(stored, state="ready", facts=message.facts, ready_at=now, reason="")
+            ready = msgspec.structs.replace(
+                stored, state="ready", facts=message.facts, ready_at=now, reason=message.facts.note
+            )
             return Decision(version=ready, events=("ready",))
         case Refused():
             return _failed(stored, message.reason)

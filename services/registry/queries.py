@@ -16,7 +16,7 @@ from shared.contracts.model import (
     VersionRequest,
 )
 from shared.errors import Invalid
-from shared.paging import decode_cursor, encode_cursor
+from shared.paging import decode_cursor, encode_cursor, fitting
 from shared.postgres import Database, Transaction
 
 
@@ -41,7 +41,7 @@ class Queries:
             found = await store.page_of_models(
                 transaction, request.project, after=str(cursor[0]) if cursor else "", limit=request.limit
             )
-            shown = found[: request.limit]
+            shown = fitting(found[: request.limit])
             aliases = await alias_store.load_of(transaction, request.project, [each.name for each in shown])
         return Page(
             items=tuple(_model(each, aliases) for each in shown),
@@ -79,7 +79,7 @@ class Queries:
                 state=request.state,
                 labels=request.labels,
             )
-            shown = found[: request.limit]
+            shown = fitting(found[: request.limit])
             versions = await changes.shown_versions(transaction, request.project, request.model, shown)
         return Page(items=tuple(versions), next=encode_cursor(shown[-1].number) if len(found) > len(shown) else None)
 

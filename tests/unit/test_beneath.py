@@ -31,9 +31,7 @@ def read(tree: Tree, path: str) -> str:
         return file.read()
 
 
-@pytest.mark.parametrize(
-    "path", ["a/b/file", "./a//b/file", "a/to-b/file", "absolute/b/file", "a/b/../b/file"]
-)
+@pytest.mark.parametrize("path", ["a/b/file", "./a//b/file", "a/to-b/file", "absolute/b/file", "a/b/../b/file"])
 def test_stays_inside(top: Path, path: str) -> None:
     assert read(Tree(str(top)), path) == "inside"
 

@@ -38,6 +38,15 @@ def test_shapes_and_types() -> None:
     assert (found["scalar"].shape, found["scalar"].dtype) == ((), "dtype 9999")
 
 
+def test_too_many_signatures_are_counted_not_listed() -> None:
+    message = saved_model_pb2.SavedModel.FromString(description())
+    for number in range(2000):
+        message.meta_graphs[0].signature_def[f"signature-{number}"].inputs["x"].dtype = 1
+    found = describe(message.SerializeToString())
+    assert found.signatures == ()
+    assert found.note == "its 2001 signatures are too long to be listed"
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"\xff\xff", b"<html>", description()[:-7], saved_model_pb2.SavedModel().SerializeToString()]
 )

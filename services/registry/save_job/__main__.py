@@ -79,6 +79,7 @@ def _save(job: Job, store: ModelStore) -> Facts:
         archive_size=layout.size,
         framework=description.framework,
         signatures=description.signatures,
+        note=description.note,
     )
     store.publish(job.key, job.attempt, Manifest(facts=facts, entries=tuple(entries)))
     return facts

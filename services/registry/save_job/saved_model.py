@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
+import msgspec
 from google.protobuf.message import DecodeError
 
 from services.registry.save_job.errors import CannotSaveError
@@ -15,6 +16,7 @@ DESCRIPTION: Final = "saved_model.pb"
 _SERVE: Final = "serve"
 _INTERNAL: Final = "__saved_model"
 _SCHEMA: Final = 1
+_MOST_BYTES: Final = 128 * 1024  # they travel in every event that speaks of the version
 
 # TensorFlow's DataType numbers (types.proto).
 _DTYPES: Final[Mapping[int, str]] = {
@@ -53,6 +55,7 @@ class Description(NamedTuple):
 
     framework: str
     signatures: tuple[Signature, ...]
+    note: str = ""
 
 
 def describe(content: bytes) -> Description:
@@ -80,7 +83,10 @@ def describe(content: bytes) -> Description:
         for name in sorted(graph.signature_def)
         if not name.startswith(_INTERNAL)
     )
-    return Description(f"tensorflow {version}".strip(), signatures)
+    framework = f"tensorflow {version}".strip()
+    if len(msgspec.json.encode(signatures)) > _MOST_BYTES:
+        return Description(framework, (), f"its {len(signatures)} signatures are too long to be listed")
+    return Description(framework, signatures)
 
 
 def _tensors(infos: Mapping[str, saved_model_pb2.TensorInfo]) -> tuple[TensorInfo, ...]:
