@@ -379,11 +379,11 @@ def _seen(stored: StoredServing, seen: Observed, now: datetime) -> StoredServing
     own = [replica for replica in seen.replicas if replica.revision == target.number]
     own_ready = sum(replica.state == "ready" for replica in own)
     failing = next((replica.reason for replica in own if replica.state == "failing"), "")
-    complete = own_ready >= wanted and len(own) == len(seen.replicas) == wanted and stored.endpoint is not None
+    enough = own_ready == len(own) == wanted
     if target.state == "deploying":
         if failing:
             return _failed(stored, target, failing)
-        if not complete:
+        if not enough or len(own) < len(seen.replicas) or stored.endpoint is None:
             return _move(stored, "deploying", seen.waiting or f"{own_ready} of {wanted} replicas are ready")
         done = replace(target, state="ready", ready_at=now, reason="")
         others = [
@@ -394,7 +394,7 @@ def _seen(stored: StoredServing, seen: Observed, now: datetime) -> StoredServing
         revisions = tuple(sorted([done, *others], key=lambda each: -each.number))
         live = replace(stored, revisions=revisions, live=done.number, ready_at=now)
         return _move(live, "ready", "")
-    if complete:
+    if enough:
         if stored.failed is not None:
             return _move(stored, "degraded", _still(stored.failed, target))
         if target.gone:

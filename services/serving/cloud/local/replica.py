@@ -158,7 +158,7 @@ def stands(status: ProcessStatus, report: Report | None, *, now: float, start_se
     if status.finished:
         never_ran = status.state == "failed" and now - (status.finished_at or now) < _NEVER_RAN_AGAIN
         return ("failing", status.words()) if never_ran else ("over", status.words())
-    if status.state == "ending" or status.stop_requested:
+    if status.stop_requested:
         return "leaving", ""
     if report is not None and status.task is not None and report.pid == status.task.pid:
         if report.state == "failed":
