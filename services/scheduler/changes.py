@@ -72,4 +72,7 @@ def held_seconds(record: TrainingRecord, now: datetime) -> float:
 def _body(record: TrainingRecord, happened: Happened) -> msgspec.Struct:
     if happened.task is not None:
         return TaskEvent(training=record.name, attempt=record.attempt, task=happened.task)
-    return TrainingEvent(training=view(record))
+    # An event must fit into one message of the bus: tasks of past attempts are told when somebody asks.
+    snapshot = view(record)
+    past = tuple(msgspec.structs.replace(attempt, tasks=()) for attempt in snapshot.attempts)
+    return TrainingEvent(training=msgspec.structs.replace(snapshot, attempts=past))

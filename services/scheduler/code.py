@@ -5,6 +5,7 @@ import hashlib
 import re
 import tempfile
 from datetime import timedelta
+from pathlib import Path
 from typing import BinaryIO, Final
 
 import msgspec
@@ -17,6 +18,7 @@ from shared.contracts.common import CHUNK_BYTES, Chunk, Done
 from shared.contracts.training import CodeArchive, CodeChunk, CodeRequest, ReadCode
 from shared.errors import Conflict, ElearnError, Invalid, TooLarge, Unavailable
 from shared.postgres import Database, Transaction
+from shared.unpacking import storing
 
 _log = structlog.get_logger(__name__)
 
@@ -89,7 +91,7 @@ class CodeVerbs:
 
     async def _finish(self, part: CodeChunk) -> None:
         key = (part.project, part.digest, part.upload)
-        with tempfile.TemporaryFile() as file:
+        with storing(Path(tempfile.gettempdir())), tempfile.TemporaryFile() as file:
             digest = hashlib.sha256()
             size = 0
             async for data in self._store.upload_parts(*key):

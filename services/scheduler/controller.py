@@ -33,7 +33,7 @@ from services.scheduler.store import ActiveTraining, TrainingStore
 from shared import context
 from shared.clock import now
 from shared.context import Cause
-from shared.errors import ElearnError, Unavailable
+from shared.errors import ElearnError
 from shared.postgres import Database
 from shared.supervise import Wake
 
@@ -116,7 +116,7 @@ class Controller:
     async def _take_in(self, key: Key, seen: AttemptSeen) -> None:
         try:
             decision = await self._apply(key, Seen(attempt=seen.attempt, tasks=seen.tasks))
-        except Unavailable as error:
+        except ElearnError as error:
             _log.info("observation waits", training=key, error=error.detail)
             self._news.setdefault((key, seen.attempt), seen)
             await asyncio.sleep(_PAUSES[1])

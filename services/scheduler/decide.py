@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from typing import Final
 
 import msgspec
 
@@ -25,6 +26,9 @@ from services.scheduler.model import (
     next_state,
 )
 from shared.contracts.training import ENDED, Task
+
+REFUSED_PAUSE: Final = 2.0
+"""Seconds before a launch that found no room is tried again: what the ledger and the rows say differs for a moment."""
 
 
 def decide(
@@ -105,7 +109,7 @@ def _refused(record: TrainingRecord, message: Refused, now: datetime, pause: Cal
         reason=message.reason,
         attempt=record.attempt - 1,
         holding=False,
-        not_before=now + timedelta(seconds=max(pause(1), 0.2)),
+        not_before=now + timedelta(seconds=max(pause(1), REFUSED_PAUSE)),
         started_at=None,
         tasks=(),
     )

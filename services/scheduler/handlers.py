@@ -1,6 +1,7 @@
 """What users ask to change: submit, stop, free, retry, delete."""
 
 from collections.abc import Sequence
+from typing import Final
 
 import msgspec
 
@@ -8,7 +9,7 @@ from services.scheduler.admission import Waiting, admit, size_errors
 from services.scheduler.changes import Changes
 from services.scheduler.cloud.port import TrainingCloud
 from services.scheduler.code_store import CodeStore
-from services.scheduler.errors import WrongState
+from services.scheduler.errors import NoSuchTraining, WrongState
 from services.scheduler.frameworks.port import Framework
 from services.scheduler.model import (
     Capabilities,
@@ -23,6 +24,7 @@ from services.scheduler.model import (
     view,
 )
 from services.scheduler.placement import total
+from services.scheduler.reconcile import Key
 from services.scheduler.spec import plan_mounts, plan_tasks, spec_errors
 from services.scheduler.store import TrainingStore
 from shared import context
@@ -45,6 +47,8 @@ from shared.errors import Invalid
 from shared.idempotency import once
 from shared.postgres import Database, Transaction
 from shared.supervise import Wake
+
+LONGEST_REASON: Final = 500
 
 
 class _Checked(msgspec.Struct, frozen=True, kw_only=True):
@@ -237,7 +241,8 @@ class Handlers:
     async def stop(self, request: StopTraining) -> Training:
         """End a training; its compute is freed in a moment."""
         who = context.current().actor
-        reason = request.reason or (f"stopped by {who}" if who else "stopped")
+        reason = " ".join(request.reason.replace("\0", " ").split())[:LONGEST_REASON]
+        reason = reason or (f"stopped by {who}" if who else "stopped")
         return await self._tell(request.project, request.name, Stop(reason=reason))
 
     async def free(self, request: Named) -> Training:
@@ -255,18 +260,27 @@ class Handlers:
 
     async def retry(self, request: Named) -> Training:
         """Put a training that has ended into the queue again."""
+
+        async def make() -> Training:
+            return await self._tell_within(t, (request.project, request.name), Retry(sequence=sequence))
+
         async with self._database.transaction() as t:
             sequence = await self._store.next_sequence(t)
-        return await self._tell(request.project, request.name, Retry(sequence=sequence))
-
-    async def _tell(self, project: str, name: str, message: Stop | Retry) -> Training:
-        async with self._database.transaction() as t:
-            await self._store.get(t, (project, name), lock=True)
-            decision = await self._changes.apply(t, (project, name), message, now())
-            if decision is None:
-                raise RuntimeError("a locked row vanished")
-            await t.notify("wake")
+            training = await once(t, "retry", request.project, request, Training, make)
         self._wake.ring()
+        return training
+
+    async def _tell(self, project: str, name: str, message: Stop) -> Training:
+        async with self._database.transaction() as t:
+            training = await self._tell_within(t, (project, name), message)
+        self._wake.ring()
+        return training
+
+    async def _tell_within(self, t: Transaction, key: Key, message: Stop | Retry) -> Training:
+        decision = await self._changes.apply(t, key, message, now())
+        if decision is None:
+            raise NoSuchTraining(*key)
+        await t.notify("wake")
         return view(decision.record)
 
     async def delete(self, request: Named) -> Done:

@@ -8,7 +8,7 @@ import msgspec
 from services.scheduler.model import Happened, TrainingRecord
 from shared.contracts.training import Attempt, Task, TrainingState
 
-KEPT_TASKS: Final = 2000
+KEPT_TASKS: Final = 1000
 """Tasks of earlier attempts that stay in a record; older attempts are kept without theirs."""
 KEPT_ATTEMPTS: Final = 100
 

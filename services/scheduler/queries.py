@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, get_args
 
 import msgspec
 
@@ -32,6 +32,7 @@ from shared.contracts.training import (
     QueueEntry,
     ReadLog,
     Training,
+    TrainingState,
     Usage,
 )
 from shared.errors import Invalid, NotFound, Unavailable
@@ -39,6 +40,7 @@ from shared.paging import decode_cursor, encode_cursor
 from shared.postgres import Database
 
 LONGEST_WAIT: Final = 30.0
+STATES: Final = get_args(TrainingState)
 _QUICK, _SLOW = 0.02, 0.25
 _OVER: Final = frozenset({"succeeded", "failed", "stopped", "lost"})
 
@@ -61,7 +63,13 @@ class Queries:
         return _explained(record, await self._admission(active))
 
     async def list(self, request: ListRequest) -> Page[Training]:
-        """Trainings of a project, the newest first."""
+        """Trainings of a project, the newest first.
+
+        Raises:
+            Invalid: there is no such state.
+        """
+        if request.state is not None and request.state not in STATES:
+            raise Invalid.field("state", f"{request.state!r} is no state; there are {', '.join(STATES)}")
         async with self._database.transaction() as t:
             page = await self._store.page(t, request)
             waiting = any(record.state == "queued" for record in page.items)

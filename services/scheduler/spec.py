@@ -5,6 +5,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
+import msgspec
+
 from services.scheduler.frameworks.port import Framework
 from services.scheduler.model import Capabilities, Demand, MountPlan, TaskPlan
 from shared.contracts.common import (
@@ -22,6 +24,8 @@ from shared.contracts.training import ROLES, Mount, Role, RoleName, TrainingSpec
 DEFAULT_CPU: Final = 0.25
 DEFAULT_MEMORY: Final = 2**30
 MOST_TASKS: Final = 1000
+MOST_BYTES: Final = 128 * 1024
+"""Of a whole spec, as JSON."""
 LONGEST_BASE: Final = 35
 """Of a name as submitted: ``-1234`` follows it."""
 
@@ -99,6 +103,7 @@ def spec_errors(spec: TrainingSpec, framework: Framework, capabilities: Capabili
     """Everything that is wrong with a spec as it stands, whatever exists beside it."""
     errors = [
         *_name_errors(spec),
+        *_size_errors(spec),
         *_command_errors(spec),
         *_env_errors(spec, framework),
         *_roles_errors(spec, framework),
@@ -123,6 +128,17 @@ def _name_errors(spec: TrainingSpec) -> list[FieldError]:
         return []
     message = f"at most {LONGEST_BASE} characters: -1, -2, … is added to it"
     return [FieldError(field="name", message=message)]
+
+
+def _size_errors(spec: TrainingSpec) -> list[FieldError]:
+    errors = []
+    size = len(msgspec.json.encode(spec))
+    if size > MOST_BYTES:
+        message = f"{size:,} bytes; at most {MOST_BYTES:,} are possible: put what is long into a file"
+        errors.append(FieldError(field="body", message=message))
+    if spec.image is not None and (not spec.image.strip() or "\0" in spec.image):
+        errors.append(FieldError(field="image", message="is no name of an image"))
+    return errors
 
 
 def _command_errors(spec: TrainingSpec) -> list[FieldError]:
@@ -269,6 +285,8 @@ def _output_errors(spec: TrainingSpec) -> list[FieldError]:
         if path is None:
             continue
         problem = None if path.startswith("/") else relative_path_problem(path)
+        if problem is None and "\0" in path:
+            problem = "must not contain a NUL"
         if problem is None and ".." in path.split("/"):
             problem = f"{path!r} must not contain '..'"
         mount = None if problem else _mount_for(spec.mounts, path)

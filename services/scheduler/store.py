@@ -1,7 +1,7 @@
 """All SQL of trainings; that of code archives is in :mod:`services.scheduler.code_store`."""
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -14,6 +14,9 @@ from shared.contracts.common import ListRequest, Page
 from shared.contracts.training import ENDED
 from shared.paging import decode_cursor, encode_cursor
 from shared.postgres import Transaction
+
+_MOST_BYTES: Final = 700_000
+"""Of one page: a message of the bus takes a million."""
 
 
 class ActiveTraining(msgspec.Struct, frozen=True, kw_only=True):
@@ -190,8 +193,9 @@ class TrainingStore:
             + f" ORDER BY created_at DESC, name DESC LIMIT {request.limit + 1}",
             *values,
         )
-        items = [decode_document(TrainingRecord, row["document"]) for row in rows[: request.limit]]
-        more = len(rows) > request.limit
+        rows_of_page = _fitting(rows[: request.limit])
+        items = [decode_document(TrainingRecord, row["document"]) for row in rows_of_page]
+        more = len(rows) > len(items)
         last = encode_cursor(items[-1].created_at.isoformat(), items[-1].name) if more else None
         return Page(items=tuple(items), next=last)
 
@@ -246,6 +250,16 @@ class TrainingStore:
             "DELETE FROM board WHERE project = $1 AND name = $2 AND used_at <= $3", *key, used_before
         )
         return status == "DELETE 1"
+
+
+def _fitting(rows: list[Any]) -> list[Any]:
+    """As many rows as fit into one answer on the bus, and one at least."""
+    size = 0
+    for count, row in enumerate(rows):
+        size += len(row["document"])
+        if size > _MOST_BYTES and count:
+            return rows[:count]
+    return rows
 
 
 def _groups(record: TrainingRecord) -> list[_Group]:
