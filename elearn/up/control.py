@@ -14,7 +14,7 @@ from typing import IO
 
 import msgspec
 
-from elearn.up import errors, health
+from elearn.up import errors, health, logfiles
 from elearn.up.files import read_struct, write_atomically
 from elearn.up.home import Home, unusable
 from elearn.up.services import SERVICES
@@ -61,13 +61,13 @@ def up(
     Raises:
         UpError: it could not be brought up, in one line; nothing is left running.
     """
+    if sys.platform != "linux":
+        raise errors.UpError("`elearn up` needs Linux: use Docker (docker compose up) on this machine")
     place = Home.find(home)
-    try:
+    with _in_words(place):
         place.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         place.logs.mkdir(mode=0o700, exist_ok=True)
-        log = place.log("supervisor").open("ab")
-    except OSError as error:
-        raise unusable(place.root, error) from error
+        log = os.fdopen(logfiles.open_log(place.log("supervisor")), "ab")
     with log:
         process = subprocess.Popen(
             [*supervisor, str(place.root), *(() if port is None else (str(port),))],
@@ -75,6 +75,7 @@ def up(
             stdout=subprocess.PIPE,
             stderr=log,
             env={**os.environ, "ELEARN_HOME": str(place.root)},
+            cwd=place.root,
             start_new_session=True,  # a Ctrl-C in the terminal reaches us alone, and we tell it
         )
     reaping = threading.Thread(target=process.wait, name="supervisor's end", daemon=True)
@@ -144,25 +145,31 @@ def down(home: Path | None = None) -> bool:
         Whether anything was up.
 
     Raises:
-        UpError: another process owns the home and does not end.
+        UpError: another process owns the home and does not end, or the home is somebody else's.
     """
     place = Home.find(home)
-    if not place.root.is_dir():
-        return False
-    was_up = _end_supervisor(place)
+    with _in_words(place):
+        if not place.root.is_dir():
+            return False
+        was_up = _end_supervisor(place)
     # Imported when needed: it loads the database's client, which no other command wants to wait for.
     from elearn.up import leftovers
 
+    with _in_words(place), place.locked():
+        known = read_struct(place.state, State)
+        was_up |= leftovers.end_processes(place, known)
+        leftovers.end_tasks(place)
+        if known is not None and known.services:
+            write_atomically(place.state, msgspec.json.encode(State(ports=known.ports)))
+    return was_up
+
+
+@contextlib.contextmanager
+def _in_words(place: Home) -> Iterator[None]:
     try:
-        with place.locked():
-            known = read_struct(place.state, State)
-            was_up |= leftovers.end_processes(place, known)
-            leftovers.end_tasks(place)
-            if known is not None and known.services:
-                write_atomically(place.state, msgspec.json.encode(State(ports=known.ports)))
+        yield
     except OSError as error:
         raise unusable(place.root, error) from error
-    return was_up
 
 
 def _end_supervisor(place: Home) -> bool:
@@ -188,11 +195,12 @@ def status(home: Path | None = None) -> Status:
     """What is up, asked now.
 
     Raises:
-        HomeError: the record of what runs is damaged.
+        HomeError: the record of what runs is damaged, or somebody else's.
     """
     place = Home.find(home)
-    known = read_struct(place.state, State) if place.root.is_dir() else None
-    supervised = place.is_locked()
+    with _in_words(place):
+        known = read_struct(place.state, State) if place.root.is_dir() else None
+        supervised = place.is_locked()
     recorded = {each.name: each for each in known.services} if known else {}
     health_ports = known.ports.health if known else {}
     names = (*SERVICES, *_SERVERS)

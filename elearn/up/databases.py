@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import msgspec
@@ -42,21 +42,28 @@ def url(user: str, password: str, port: int, database: str) -> str:
     return f"postgresql://{user}:{password}@127.0.0.1:{port}/{database}"
 
 
-async def ensure(superuser_url: str, passwords: Mapping[str, str], record: Path, timeout: float = 60.0) -> None:
-    """Have each service of ``passwords`` a role and a database of its own.
+def record(data: Path, passwords: Mapping[str, str]) -> tuple[Path, bytes]:
+    """The file within a data directory, and its content, by which a start knows that nothing is left to do."""
+    digest = hashlib.sha256(msgspec.json.encode(passwords, order="sorted"))
+    return data / "elearn-provided", digest.hexdigest().encode()
+
+
+async def ensure(superuser_url: str, passwords: Mapping[str, str], data: Path, timeout: float = 60.0) -> None:
+    """Have each service of ``passwords`` a role and a database of its own, on the running server of ``data``.
+
+    It is so already unless a service is new or a password has changed.
 
     Args:
-        record: a file within the data directory that tells the next start that nothing is left to do.
         timeout: seconds.
 
     Raises:
         HomeError: no room, or the superuser's password is another than ours.
         StartError: PostgreSQL refused.
     """
-    request = msgspec.json.encode(Request(superuser_url=superuser_url, passwords=dict(passwords)))
-    done = hashlib.sha256(msgspec.json.encode(passwords, order="sorted")).hexdigest().encode()
-    if record.exists() and record.read_bytes() == done:
+    path, done = record(data, passwords)
+    if path.exists() and path.read_bytes() == done:
         return
+    request = msgspec.json.encode(Request(superuser_url=superuser_url, passwords=dict(passwords)))
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-P", "-m", _MODULE),
         stdin=asyncio.subprocess.PIPE,
@@ -74,7 +81,7 @@ async def ensure(superuser_url: str, passwords: Mapping[str, str], record: Path,
         raise _explained(msgspec.json.decode(output, type=Refusal))
     if process.returncode != 0:
         raise StartError("PostgreSQL could not be set up; see the supervisor's log")
-    write_atomically(record, done)
+    write_atomically(path, done)
 
 
 def _explained(refusal: Refusal) -> HomeError | StartError:
@@ -86,30 +93,45 @@ def _explained(refusal: Refusal) -> HomeError | StartError:
     return StartError(f"PostgreSQL refused to be set up: {said}")
 
 
-async def provision(superuser_url: str, passwords: Mapping[str, str]) -> None:
-    """Give each service of ``passwords`` a role and a database that are its own; repeating it is harmless.
+def statements(
+    passwords: Mapping[str, str], roles: Collection[str], databases: Collection[str], options: str = ""
+) -> list[str]:
+    """What gives each service of ``passwords`` a role and a database of its own; repeating it is harmless.
+
+    Args:
+        roles, databases: those that are there.
+        options: added to the creation of databases.
 
     Raises:
         ValueError: a name or password that would have to be quoted.
+    """
+    revoke = "REVOKE CONNECT, TEMPORARY ON DATABASE {} FROM PUBLIC"
+    found = [revoke.format(database) for database in ("postgres", "template1")]
+    for name, password in passwords.items():
+        if not name.isidentifier() or not _SAFE_PASSWORD.fullmatch(password):
+            raise ValueError(f"unusable role name or password for {name!r}")
+        verb = "ALTER" if name in roles else "CREATE"
+        found.append(f"{verb} ROLE {name} LOGIN PASSWORD '{password}'")
+        if name not in databases:
+            found.append(f"CREATE DATABASE {name} OWNER {name} {options}".rstrip())
+        found.append(revoke.format(name))
+    return found
+
+
+async def provision(superuser_url: str, passwords: Mapping[str, str]) -> None:
+    """Carry out :func:`statements` on a running server.
+
+    Raises:
         asyncpg.PostgresError: it was refused.
     """
     import asyncpg
 
-    for name, password in passwords.items():
-        if not name.isidentifier() or not _SAFE_PASSWORD.fullmatch(password):
-            raise ValueError(f"unusable role name or password for {name!r}")
     connection = await asyncpg.connect(superuser_url, timeout=30)
     try:
         roles = {str(row[0]) for row in await connection.fetch("SELECT rolname FROM pg_roles")}
         databases = {str(row[0]) for row in await connection.fetch("SELECT datname FROM pg_database")}
-        for database in ("postgres", "template1"):
-            await connection.execute(f"REVOKE CONNECT, TEMPORARY ON DATABASE {database} FROM PUBLIC")
-        for name, password in passwords.items():
-            verb = "ALTER" if name in roles else "CREATE"
-            await connection.execute(f"{verb} ROLE {name} LOGIN PASSWORD '{password}'")
-            if name not in databases:
-                await connection.execute(f"CREATE DATABASE {name} OWNER {name}")
-            await connection.execute(f"REVOKE CONNECT, TEMPORARY ON DATABASE {name} FROM PUBLIC")
+        for statement in statements(passwords, roles, databases):
+            await connection.execute(statement)
     finally:
         await connection.close()
 

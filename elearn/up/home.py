@@ -32,7 +32,7 @@ class Home:
     """The folder in which one embedded platform lives."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root.expanduser().absolute()
+        self.root = root.expanduser().resolve()  # one home, one name, whichever way it was reached
         self.token = self.root / "token"
         self.state = self.root / "state.json"
         self.secrets = self.root / "secrets.json"
@@ -165,7 +165,7 @@ def unusable(path: Path, error: OSError) -> HomeError:
         case errno.ENOSPC | errno.EDQUOT:
             return HomeError(f"no space left at {where}: make room, or choose another home with --home")
         case errno.EACCES | errno.EPERM | errno.EROFS:
-            return HomeError(f"can't write to {where} ({error.strerror}): choose another home with --home")
+            return HomeError(f"no right to use {where} ({error.strerror}): choose another home with --home")
         case errno.EEXIST | errno.ENOTDIR:
             return HomeError(f"{where} is not a folder: choose another home with --home")
         case _:

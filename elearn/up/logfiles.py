@@ -8,6 +8,8 @@ import os
 import shutil
 from pathlib import Path
 
+import msgspec
+
 LARGEST = 10 * 2**20
 """Bytes after which a log is turned over."""
 KEPT = 3
@@ -55,4 +57,17 @@ def last_line(path: Path) -> str | None:
             lines = file.read().decode(errors="replace").splitlines()
     except OSError:
         return None
-    return next((line.strip()[-300:] for line in reversed(lines) if line.strip()), None)
+    return next((_in_words(line.strip())[-300:] for line in reversed(lines) if line.strip()), None)
+
+
+class _Entry(msgspec.Struct):
+    event: str
+    error: str = ""
+
+
+def _in_words(line: str) -> str:
+    try:
+        entry = msgspec.json.decode(line, type=_Entry)
+    except msgspec.DecodeError:
+        return line
+    return f"{entry.event}: {entry.error}" if entry.error else entry.event

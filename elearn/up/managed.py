@@ -57,6 +57,7 @@ class Managed:
         self.state = ServiceState(name=spec.name, state="starting")
         self._changed = changed
         self._broken = broken
+        self._complains = False
         self._stopping = asyncio.Event()
         self._process: asyncio.subprocess.Process | None = None
         self._keeping: asyncio.Task[None] | None = None
@@ -119,19 +120,20 @@ class Managed:
                 return
             ends = backoff.ends_in_a_row(ends, loop.time() - began)
             pause = backoff.pause(ends)
-            _log.warning("%s %s: starting it again in %.2f s", self.spec.name, reason, pause)
+            if self._complains:
+                said = await asyncio.to_thread(logfiles.last_line, self.spec.log)
+                reason = f"{reason}: {said or 'it said nothing'}"
+            _log.warning("%s %s; starting it again in %.2f s", self.spec.name, reason, pause)
             self._set("restarting", reason)
             if ends >= _HOPELESS and not self._first.done():
-                said = await asyncio.to_thread(logfiles.last_line, self.spec.log)
-                self._first.set_exception(
-                    StartError(f"{self.spec.name} {reason}: {said or 'it said nothing'} (see {self.spec.log})")
-                )
+                self._first.set_exception(StartError(f"{self.spec.name} {reason} (see {self.spec.log})"))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._stopping.wait()
 
     async def _run_once(self) -> str:
         """Run the process to its end; says how that was."""
+        self._complains = False
         try:
             await self.spec.before()
             self._process = await self._spawn()
@@ -148,6 +150,7 @@ class Managed:
             self._process = None
             watching.cancel()
             await asyncio.wait({watching})
+        self._complains = code > 0
         if code >= 0:
             return f"ended with status {code}"
         return f"was ended by {signal.Signals(-code).name}"

@@ -2,16 +2,18 @@
 
 import asyncio
 import contextlib
+import ctypes
 import errno
 import os
 import re
 import shutil
 import signal
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
-from elearn.up import proc
+from elearn.up import databases, proc
 from elearn.up.errors import HomeError, StartError
 from elearn.up.files import write_atomically
 from elearn.up.place import SUPERUSER, Place
@@ -69,19 +71,22 @@ def server(
     return where.server(options, end_with=end_with)
 
 
-async def initialise(where: Place, password: str, log: Path, timeout: float = 60.0) -> bool:
+async def initialise(
+    where: Place, password: str, log: Path, services: Mapping[str, str] = MappingProxyType({}), timeout: float = 60.0
+) -> bool:
     """Make the data directory unless it is there; it appears whole or not at all.
 
     Args:
         password: the superuser's.
-        log: what initdb says goes there.
+        log: what is said meanwhile goes there.
+        services: the passwords of those that are given a role and a database each.
         timeout: seconds.
 
     Returns:
-        Whether it was made now.
+        Whether it was made now. The kernel has yet to write it to the disk: see :func:`flush`.
 
     Raises:
-        StartError: initdb failed; the message holds what it complained of.
+        StartError: it failed; the message holds the complaint.
         HomeError: no room, or no right to write there.
     """
     if (where.data / "PG_VERSION").is_file():
@@ -93,28 +98,15 @@ async def initialise(where: Place, password: str, log: Path, timeout: float = 60
         write_atomically(password_file, password.encode())
         if where.identity.kind == "account":
             os.chown(password_file, where.identity.uid, where.identity.gid)
-        process = await asyncio.create_subprocess_exec(
-            *where.initdb(making, password_file),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            env=environment(),
-            cwd="/",
-        )
-        try:
-            async with asyncio.timeout(timeout):
-                output, _ = await process.communicate()
-        except BaseException:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
-            raise
-        with log.open("ab") as file:
-            file.write(output)
-        if process.returncode != 0:
-            raise _trouble(output)
-        hba = making / "pg_hba.conf"
-        hba.write_text(_HBA)
+        async with asyncio.timeout(timeout):
+            await _run(where.initdb(making, password_file), b"", log)
+            if services:
+                # Before its first start, so that it is one with the making and no log need be replayed for it.
+                made = databases.statements(services, (), (), options="STRATEGY FILE_COPY")
+                await _run(where.single(making), "".join(f"{each};\n\n" for each in made).encode(), log)
+                path, content = databases.record(making, services)
+                path.write_bytes(content)
+        (making / "pg_hba.conf").write_text(_HBA)
         making.rename(where.data)
         return True
     except TimeoutError:
@@ -127,13 +119,46 @@ async def initialise(where: Place, password: str, log: Path, timeout: float = 60
             await asyncio.to_thread(shutil.rmtree, making, ignore_errors=True)
 
 
+async def _run(command: Sequence[str], said: bytes, log: Path) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env=environment(),
+        cwd="/",
+    )
+    try:
+        output, _ = await process.communicate(said)
+    except BaseException:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+        raise
+    with log.open("ab") as file:
+        file.write(output)
+    if process.returncode != 0:
+        raise _trouble(output)
+
+
+def flush(where: Place) -> None:
+    """Write what lies in the data directory's file system to the disk: once, after it was made. May take long."""
+    descriptor = os.open(where.data, os.O_RDONLY)
+    try:
+        if ctypes.CDLL(None, use_errno=True).syncfs(descriptor) != 0:
+            error = ctypes.get_errno()
+            raise OSError(error, os.strerror(error), str(where.data))
+    finally:
+        os.close(descriptor)
+
+
 def _trouble(output: bytes) -> StartError | HomeError:
     lines = [line.strip() for line in output.decode(errors="replace").splitlines() if line.strip()]
     telling = [line for line in lines if re.search("error|fatal|could not|No space", line, re.IGNORECASE)]
     said = (telling or lines[-1:] or ["it said nothing"])[0]
     if any(os.strerror(errno.ENOSPC) in line for line in lines):
         return HomeError(f"no space left for PostgreSQL ({said}): make room, or choose another home with --home")
-    return StartError(f"initdb failed: {said}")
+    return StartError(f"PostgreSQL's data could not be made: {said}")
 
 
 def environment() -> dict[str, str]:

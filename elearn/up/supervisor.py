@@ -54,6 +54,7 @@ class Supervisor:
         self._ports: Ports | None = None
         self._stop = asyncio.Event()
         self._broken: BaseException | None = None
+        self._flushing: asyncio.Task[None] | None = None
 
     def stop(self) -> None:
         """Ask :meth:`run` to end everything and return."""
@@ -102,13 +103,15 @@ class Supervisor:
         bus = self._manage(self._nats(server, ports.nats))
         bus.start()
         where = await asyncio.to_thread(place, home.postgres, identity.current())
-        await postgres.initialise(where, secrets.postgres[SUPERUSER], home.log("postgres"))
+        passwords = {name: secrets.postgres[name] for name in services.SERVICES}
+        made = await postgres.initialise(where, secrets.postgres[SUPERUSER], home.log("postgres"), passwords)
         superuser = databases.url(SUPERUSER, secrets.postgres[SUPERUSER], ports.postgres, "postgres")
         database = self._manage(self._postgres(where, ports.postgres))
         database.start()
         await database.ready()
-        passwords = {name: secrets.postgres[name] for name in services.SERVICES}
-        await databases.ensure(superuser, passwords, where.data / "elearn-provided")
+        await databases.ensure(superuser, passwords, where.data)
+        if made:
+            self._flushing = asyncio.create_task(self._flush(where), name="flush the new data")
         await bus.ready()
         rooms = []
         for name in services.SERVICES:
@@ -118,6 +121,12 @@ class Supervisor:
             room.start()
         await asyncio.gather(*(room.ready() for room in rooms))
         return f"http://127.0.0.1:{ports.api}"
+
+    async def _flush(self, where: Place) -> None:
+        try:
+            await asyncio.to_thread(postgres.flush, where)
+        except OSError as error:
+            _log.error("can't flush PostgreSQL's data to the disk: %s", error)
 
     def _late(self) -> str:
         late = [each.spec.name for each in self._managed if each.state.state != "ready"]

@@ -160,8 +160,8 @@ def test_a_service_gets_its_own_addresses_and_what_the_user_set() -> None:
     [
         (errno.ENOSPC, "no space left"),
         (errno.EDQUOT, "no space left"),
-        (errno.EACCES, "can't write to"),
-        (errno.EROFS, "can't write to"),
+        (errno.EACCES, "no right to use"),
+        (errno.EROFS, "no right to use"),
         (errno.ENOTDIR, "not a folder"),
         (errno.EIO, "can't use"),
     ],
@@ -214,6 +214,10 @@ def test_a_log_is_turned_over_under_the_hands_of_its_writer(tmp_path: Path) -> N
     os.close(descriptor)
     assert not logfiles.turn_over(path, largest=50, kept=2)
     assert logfiles.last_line(path) == "the last"
+    path.write_text('{"event": "stopped", "error": "ELEARN_LISTEN: not host:port", "level": "error"}\n')
+    assert logfiles.last_line(path) == "stopped: ELEARN_LISTEN: not host:port"
+    path.write_text('{"event": "stopped"}\n')
+    assert logfiles.last_line(path) == "stopped"
     assert sorted(each.name for each in tmp_path.iterdir()) == ["api.log", "api.log.1", "api.log.2"]
     assert path.with_name("api.log.1").read_text() == "round 4\n" * 10
     assert path.with_name("api.log.2").read_text() == "round 3\n" * 10
