@@ -342,16 +342,12 @@ def _busy(metrics):
     )
 
 
-@pytest.mark.parametrize(
-    ("name", "reason"), [("4", "there is no SavedModel in"), ("broken", "can't read the SavedModel in")]
-)
-def test_a_model_that_cannot_be_loaded_leaves_its_reason(models, tmp_path, name, reason):
-    path = models / name
-    if name == "broken":
-        path.mkdir()
-        (path / "saved_model.pb").write_bytes(os.urandom(100))
+def test_a_model_that_cannot_be_loaded_leaves_its_reason(models, tmp_path):
+    path = models / "broken"
+    path.mkdir()
+    (path / "saved_model.pb").write_bytes(os.urandom(100))
     server = Server(tmp_path, "bad", versions=[{"version": 1, "path": str(path)}])
     assert server.process.wait(90) == 1
     report = json.loads(server.ready_file.read_text())
     assert report["state"] == "failed"
-    assert report["reason"].startswith(reason)
+    assert report["reason"].startswith("can't read the SavedModel in")
