@@ -18,9 +18,9 @@ from services.serving.model import (
     VersionDeleted,
     created,
     decide,
-    view,
 )
 from services.serving.registry import Registry
+from services.serving.views import view
 from shared import context
 from shared.bus.message import Message as Delivery
 from shared.clock import now

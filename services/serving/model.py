@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from services.serving.errors import IllegalTransitionError, NoSuchRevision, NothingToRollBackTo
 from shared.contracts.datastore import Volume
-from shared.contracts.serving import Endpoint, Revision, Serving, ServingSpec, ServingState
+from shared.contracts.serving import Endpoint, ServingSpec, ServingState
 
 KEPT: Final = 20
 """Revisions that a serving remembers."""
@@ -260,48 +260,6 @@ def created(
         alias_moved_at=choice.moved_at,
     )
     return Decision(serving=serving, events=("deploying",))
-
-
-def view(stored: StoredServing) -> Serving:
-    """A serving as users see it."""
-    live = stored.revision(stored.live)
-    return Serving(
-        project=stored.project,
-        name=stored.name,
-        spec=stored.spec,
-        state=stored.state,
-        created_at=stored.created_at,
-        replicas=stored.spec.replicas,
-        reason=stored.reason,
-        created_by=stored.created_by,
-        version=live.version if live else None,
-        ready_replicas=stored.ready_replicas,
-        endpoint=stored.endpoint if stored.live else None,
-        revision=stored.live,
-        revisions=tuple(_view(revision) for revision in stored.revisions),
-        ready_at=stored.ready_at,
-        traffic=_shares(live) if live else {},
-    )
-
-
-def _view(revision: StoredRevision) -> Revision:
-    return Revision(
-        number=revision.number,
-        version=revision.version,
-        created_at=revision.created_at,
-        state=revision.state,
-        reason=revision.reason,
-        cause=revision.cause,
-        ready_at=revision.ready_at,
-        traffic=_shares(revision),
-    )
-
-
-def _shares(revision: StoredRevision) -> dict[str, int]:
-    """A split as users write it; empty where one version gets everything."""
-    if len(revision.traffic) == 1:
-        return {}
-    return {str(number): share for number, share in sorted(revision.traffic.items())}
 
 
 def _choose(stored: StoredServing, choice: Choice, now: datetime) -> StoredServing:

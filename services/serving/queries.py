@@ -4,7 +4,7 @@ from datetime import datetime
 
 from services.serving import store
 from services.serving.errors import NoSuchServing
-from services.serving.model import view
+from services.serving.views import view
 from shared.contracts.common import ListRequest, Named, Page
 from shared.contracts.serving import Serving
 from shared.errors import Invalid

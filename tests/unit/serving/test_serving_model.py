@@ -22,9 +22,9 @@ from services.serving.model import (
     VersionDeleted,
     created,
     decide,
-    view,
 )
 from services.serving.reconcile import deployment_of, reconcile
+from services.serving.views import view
 from shared.contracts.datastore import LocalVolume
 from shared.contracts.serving import Endpoint, ServingPatch, ServingSpec
 
