@@ -64,7 +64,7 @@ class ModelStore:
             OSError: the version is there already, the disk is full.
         """
         path = self._manifest(key)
-        temporary = self.staging(key, attempt).with_suffix(".json")
+        temporary = self._staged_manifest(key, attempt)
         try:
             write_durably(temporary, msgspec.json.encode(manifest))
             _rename_into(temporary, path)
@@ -74,34 +74,35 @@ class ModelStore:
 
     def clear_staging(self, key: Key, attempt: int) -> None:
         """Remove what an interrupted copy left."""
-        self._discard(self.staging(key, attempt))
+        _delete(self.staging(key, attempt))
+        _delete(self._staged_manifest(key, attempt))
 
     def remove(self, key: Key) -> None:
         """Remove a version and all that was left of saving it; what is gone is success."""
-        self._discard(self.version(key))
+        self._discard(self.version(key), key)
         self._manifest(key).unlink(missing_ok=True)
-        for left in (self.root / ".staging").glob(f"{_flat(key)}.*"):
-            self._discard(left)
-        for left in (self.root / ".trash").glob(f"{_flat(key)}.*"):
-            shutil.rmtree(left)
-        for folder in (self.version(key).parent, self._manifest(key).parent):
-            for empty in (folder, folder.parent):
+        for folder in (".staging", ".trash"):
+            for left in (self.root / folder).glob(f"{_flat(key)}.*"):
+                _delete(left)
+        for parent in (self.version(key).parent, self._manifest(key).parent):
+            for empty in (parent, parent.parent):
                 with contextlib.suppress(OSError):  # not empty, or not there
                     empty.rmdir()
 
-    def _discard(self, path: Path) -> None:
+    def _discard(self, version: Path, key: Key) -> None:
         """At once, by a rename, so that nobody ever meets half a version."""
-        if not os.path.lexists(path):
+        if not os.path.lexists(version):
             return
-        if not path.is_dir():
-            path.unlink()
-            return
-        trash = self.root / ".trash"
-        trash.mkdir(parents=True, exist_ok=True)
-        name = ".".join(path.relative_to(self.root).parts).removeprefix(".staging.")
-        going = trash / f"{name}.{secrets.token_hex(4)}"
-        path.rename(going)
+        going = self.root / ".trash" / f"{_flat(key)}.{secrets.token_hex(4)}"
+        try:
+            going.parent.mkdir(parents=True, exist_ok=True)
+            version.rename(going)
+        except OSError:  # a disk can be too full even for that
+            going = version
         shutil.rmtree(going)
+
+    def _staged_manifest(self, key: Key, attempt: int) -> Path:
+        return self.root / ".staging" / f"{_flat(key)}.{attempt}.json"
 
     def _manifest(self, key: Key) -> Path:
         return self.root / ".manifests" / key.project / key.model / f"{key.number}.json"
@@ -109,6 +110,13 @@ class ModelStore:
 
 def _flat(key: Key) -> str:
     return f"{key.project}.{key.model}.{key.number}"
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _rename_into(source: Path, target: Path) -> None:

@@ -133,6 +133,8 @@ def digest(folder: Path, layout: Layout) -> str:
                 with (folder / piece.path).open("rb") as file:
                     file.seek(piece.offset)
                     data = file.read(piece.length)
+                if len(data) != piece.length:
+                    raise CannotSaveError(f"{piece.path} was changed while it was being saved")
             hashed.update(data)
             position += len(data)
     return f"sha256:{hashed.hexdigest()}"
