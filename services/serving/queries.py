@@ -8,7 +8,7 @@ from services.serving.views import view
 from shared.contracts.common import ListRequest, Named, Page
 from shared.contracts.serving import Serving
 from shared.errors import Invalid
-from shared.paging import decode_cursor, encode_cursor
+from shared.paging import decode_cursor, encode_cursor, fitting
 from shared.postgres import Database
 
 
@@ -45,7 +45,7 @@ class Queries:
                 state=request.state,
                 labels=request.labels,
             )
-        shown = found[: request.limit]
+        shown = fitting(found[: request.limit])
         following = None
         if len(found) > len(shown):
             last = shown[-1]
