@@ -1,29 +1,23 @@
 """The gateway's composition root."""
 
-import errno
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import aiohttp
-import structlog
-from aiohttp import web
 
 from services.api.access import Access
 from services.api.audit import AuditLog
 from services.api.contracts import documents
 from services.api.gateway import Gateway
+from services.api.listener import listen
 from services.api.model import digest_of
 from services.api.routes.everything import ROUTES
 from services.api.routes.projects import ensure_default
 from services.api.settings import Settings
-from shared.errors import Conflict, Invalid, Unavailable
+from shared.errors import Invalid, Unavailable
 from shared.service import Platform, Room
-
-_log = structlog.get_logger(__name__)
 
 _CONNECT_SECONDS = 2.0
 _QUIET_SECONDS = 60.0
-_END_SECONDS = 3.0
 
 
 async def compose(platform: Platform, settings: Settings) -> Room:
@@ -34,6 +28,7 @@ async def compose(platform: Platform, settings: Settings) -> Room:
         Conflict: the address is taken.
         Unavailable: the database is away.
     """
+    admin = read_admin_token(settings.admin_token_file)
     await ensure_default(platform.database, platform.outbox)
     client = aiohttp.ClientSession(
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=_QUIET_SECONDS),
@@ -54,7 +49,7 @@ async def compose(platform: Platform, settings: Settings) -> Room:
         outbox=platform.outbox,
         access=Access(
             platform.database,
-            read_admin_token(settings.admin_token_file),
+            admin,
             fresh=settings.identity_seconds,
             grace=settings.identity_grace_seconds,
         ),
@@ -64,7 +59,7 @@ async def compose(platform: Platform, settings: Settings) -> Room:
         documents=documents(),
     )
     try:
-        stop = await serve(gateway, settings)
+        stop = await listen(gateway.application(ROUTES), *settings.address())
     except BaseException:
         await client.close()
         raise
@@ -86,32 +81,3 @@ def read_admin_token(file: str) -> bytes | None:
     if len(secret) < 16 or any(letter.isspace() for letter in secret):
         raise Invalid(f"ELEARN_ADMIN_TOKEN_FILE: {file} must hold one token of 16 or more characters")
     return digest_of(secret)
-
-
-async def serve(gateway: Gateway, settings: Settings) -> Callable[[], Awaitable[None]]:
-    """Begin to answer; answers how to stop.
-
-    Raises:
-        Conflict: the address is taken, or not one of this machine.
-        Invalid: it is not an address.
-    """
-    host, port = settings.address()
-    runner = web.AppRunner(
-        gateway.application(ROUTES),
-        access_log=None,
-        handler_cancellation=True,
-        shutdown_timeout=_END_SECONDS,
-    )
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, host, port, reuse_address=True).start()
-    except OSError as error:
-        await runner.cleanup()
-        if error.errno == errno.EADDRINUSE:
-            raise Conflict(
-                f"port {port} of {host} is taken by another program; "
-                "choose another one with ELEARN_LISTEN (elearn up --port)"
-            ) from error
-        raise Conflict(f"can't listen on {settings.listen}: {error.strerror or error}") from error
-    _log.info("listening", address=settings.listen)
-    return runner.cleanup

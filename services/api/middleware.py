@@ -92,7 +92,8 @@ async def _guarded(request: web.Request, handler: Handler) -> web.StreamResponse
     except ElearnError as raised:
         error = raised
     except (RequestPayloadError, ClientPayloadError, ConnectionError) as raised:
-        error = Malformed(f"the body ended early: {raised!r}")
+        words = " ".join(str(raised).split())[:200]
+        error = Malformed(f"the body can't be read to its end: {words or type(raised).__name__}")
     except Exception:  # noqa: BLE001 - the last resort: the caller is told, the log keeps the story
         _log.exception("request failed", method=request.method, path=request.path)
         error = Internal(

@@ -1,12 +1,13 @@
 """The gateway over real NATS and PostgreSQL: what it makes of requests, and whom it lets in."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from io import BytesIO
 from pathlib import Path
 
 import pytest
 
-from tests.integration.api_rooms import Door, door
+from tests.integration.api_rooms import ADMIN, Door, door
 from tests.support.rooms import clean_nats, event_where, until
 from tests.support.servers import FreshDatabase
 
@@ -256,3 +257,30 @@ async def test_a_room_that_is_away_is_503_with_a_time_to_come_back(api: Door) ->
     status, problem, headers = await api.ask("GET", f"{BASE}/queue")
     assert (status, int(headers["Retry-After"]) > 0) == (503, True)
     assert "scheduler" in problem["detail"]
+
+
+async def test_what_is_not_even_http_is_answered_as_a_problem(api: Door) -> None:
+    host, _, port = api.url.removeprefix("http://").partition(":")
+    head = f"POST /v1/projects HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ADMIN}\r\nConnection: close\r\n"
+    for sent in (
+        "NONSENSE\r\n\r\n",
+        "GET /" + "a" * 20_000 + " HTTP/1.1\r\nHost: x\r\n\r\n",
+        head + "Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+        head + "Content-Encoding: gzip\r\nContent-Length: 5\r\n\r\nabcde",
+    ):
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(sent.encode())
+        async with asyncio.timeout(10):
+            answer = await reader.read()
+        writer.close()
+        await writer.wait_closed()
+        assert answer.split(b" ", 2)[1] == b"400"
+        assert b"application/problem+json" in answer
+        assert b"urn:elearn:problem:malformed" in answer
+        assert b"Traceback" not in answer
+        assert b"aiohttp" not in answer
+
+
+async def test_a_body_is_asked_for_when_the_caller_waits_for_leave(api: Door) -> None:
+    status, _, _ = await api.ask("POST", f"{BASE}/trainings", json=SPEC, expect100=True)
+    assert status == 201
