@@ -3,7 +3,6 @@
 import sys
 from typing import TYPE_CHECKING, Annotated
 
-import msgspec
 import typer
 
 from elearn.cli.options import Format, Output, Project, connected
@@ -35,6 +34,8 @@ def events(
             return
         for event in found:
             if output is Format.json:
+                import msgspec
+
                 write(msgspec.json.encode(event).decode())
             elif output is Format.yaml:
                 write("---")
@@ -55,6 +56,8 @@ def line_of(event: "Event") -> str:
 
 def _about(noun: str, data: bytes) -> tuple[str, str]:
     """What an event's body adds to its name, and the reason that it gives."""
+    import msgspec
+
     body = msgspec.json.decode(data)
     thing = body.get(noun) if isinstance(body, dict) else None
     if noun == "data" and isinstance(body, dict):

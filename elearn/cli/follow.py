@@ -4,7 +4,8 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from queue import Empty, Queue
 from typing import TYPE_CHECKING, Final, TextIO
 
@@ -40,18 +41,7 @@ def follow_to_end(client: "Client", names: Sequence[str], *, logs_out: bool) -> 
     Args:
         logs_out: logs go to standard output, and not to standard error with the states.
     """
-    ended = []
-    for name in names:
-        try:
-            ended.append(_follow(client, name, sys.stdout if logs_out else sys.stderr))
-        except KeyboardInterrupt:
-            print(
-                f"{name} goes on: follow it with `elearn training logs -f {name}`, "
-                f"end it with `elearn training stop {name}`",
-                file=sys.stderr,
-            )
-            raise
-    return ended
+    return [_follow(client, name, sys.stdout if logs_out else sys.stderr) for name in names]
 
 
 def _follow(client: "Client", name: str, out: TextIO) -> "Training":
@@ -67,28 +57,39 @@ def _follow(client: "Client", name: str, out: TextIO) -> "Training":
                 lines.put(line)
         except ElearnError as error:
             lines.put(error)
+        except RuntimeError:
+            if not ended.is_set():
+                raise
+            return  # whoever followed has left, and closed the client
         lines.put(None)
 
     # A thread of its own: a log that says nothing must not keep the state from being shown.
     threading.Thread(target=collect, name=f"logs of {name}", daemon=True).start()
     reading = True
     last = ""
-    with Steps() as steps:
+    with Steps() as steps, _set_at_the_end(ended):
         while True:
             training = client.trainings.get(name)
             now = f"{name} {training.state}{f': {training.reason}' if training.reason else ''}"
             if now != last:
                 last = now
                 steps.keep(now)
-            if training.state in ENDED and training.freed_at is not None:
-                ended.set()
-            reading = reading and _print_ready(lines, out, _LAST_WORDS_SECONDS if ended.is_set() else None)
-            if ended.is_set():
+            over = training.state in ENDED and training.freed_at is not None
+            reading = reading and _print_ready(lines, out, _LAST_WORDS_SECONDS if over else None)
+            if over:
                 break
             if not reading:
                 time.sleep(_LOOK_SECONDS)
         steps.keep(_summary(training))
     return training
+
+
+@contextmanager
+def _set_at_the_end(event: threading.Event) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        event.set()
 
 
 def _print_ready(lines: "Queue[str | ElearnError | None]", out: TextIO, patience: float | None) -> bool:

@@ -5,8 +5,6 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import TypeVar
 
-import msgspec
-
 from elearn.cli.options import Format
 
 T = TypeVar("T")
@@ -34,6 +32,8 @@ def show(output: Format, value: object) -> bool:
     """Print as JSON or YAML where that is asked for; False where it is not."""
     if output is Format.table:
         return False
+    import msgspec
+
     plain = msgspec.to_builtins(value)
     if output is Format.json:
         write(msgspec.json.format(msgspec.json.encode(plain), indent=2).decode())

@@ -90,7 +90,12 @@ def submit(
         if follow:
             from elearn.cli.follow import follow_to_end
 
-            submitted = follow_to_end(client, [each.name for each in submitted], logs_out=output is Format.table)
+            names = [each.name for each in submitted]
+            try:
+                submitted = follow_to_end(client, names, logs_out=output is Format.table)
+            except KeyboardInterrupt:
+                print(f"{words(names)} not ended by this: see `elearn training list`", file=sys.stderr)
+                raise
         show(output, submitted if len(submitted) > 1 else submitted[0])
     if follow and any(each.state != "succeeded" for each in submitted):
         raise typer.Exit(1)

@@ -77,6 +77,7 @@ class Transport:
         if body is not None:
             encoded = msgspec.json.encode(body)
             headers["Content-Type"] = "application/json"
+            headers["Content-Length"] = str(len(encoded))
             content = lambda: (encoded,)  # noqa: E731
         if method in ("POST", "PATCH"):
             headers["Idempotency-Key"] = uuid.uuid4().hex
