@@ -42,6 +42,7 @@ from shared.postgres import Database
 LONGEST_WAIT: Final = 30.0
 STATES: Final = get_args(TrainingState)
 _QUICK, _SLOW = 0.02, 0.25
+_BOARD_TOUCH: Final = 1.0
 _OVER: Final = frozenset({"succeeded", "failed", "stopped", "lost"})
 
 
@@ -217,18 +218,23 @@ class Queries:
         if found is None:
             raise NotFound(f"the mount of {record.spec.tensorboard!r} is not known any more")
         mount, path = found
+        plan = BoardPlan(
+            project=record.project, name=record.name, mount=mount, path=path, path_prefix=request.path_prefix
+        )
+        await self._touch_board(key)
+        opening = asyncio.create_task(self._cloud.open_board(plan), name=f"board of {key}")
+        try:
+            while not opening.done():
+                await asyncio.wait({opening}, timeout=_BOARD_TOUCH)
+                await self._touch_board(key)
+            return Board(url=opening.result())
+        finally:
+            opening.cancel()
+            await asyncio.gather(opening, return_exceptions=True)
+
+    async def _touch_board(self, key: Key) -> None:
         async with self._database.transaction() as t:
             await self._store.touch_board(t, key, now())
-        url = await self._cloud.open_board(
-            BoardPlan(
-                project=record.project,
-                name=record.name,
-                mount=mount,
-                path=path,
-                path_prefix=request.path_prefix,
-            )
-        )
-        return Board(url=url)
 
     async def _record(self, key: Key) -> TrainingRecord:
         async with self._database.transaction() as t:
