@@ -7,7 +7,7 @@ from pathlib import Path
 from benchmarks.product import running
 from benchmarks.report import report
 
-_SETTLE = 15.0
+_SETTLE = 45.0
 _WATCHED = 60.0
 
 

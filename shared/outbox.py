@@ -25,7 +25,7 @@ _log = structlog.get_logger(__name__)
 
 CHANNEL: Final = "outbox"
 _BATCH: Final = 1000
-_IDLE: Final = 30.0
+_IDLE: Final = 300.0
 _ACK_TIMEOUT: Final = 5.0
 _HEADERS: Final = msgspec.json.Decoder(dict[str, str])
 

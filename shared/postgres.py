@@ -106,11 +106,11 @@ class Database:
         with mapped_errors():
             self._pool = await asyncpg.create_pool(
                 self._url,
-                min_size=1,
+                min_size=0,  # an idle room keeps the leader's connection and no other
                 max_size=self._pool_size,
                 command_timeout=_STATEMENT_TIMEOUT,
                 timeout=5,
-                max_inactive_connection_lifetime=60,
+                max_inactive_connection_lifetime=5,
                 server_settings={"application_name": f"elearn-{self._name}"},
             )
 
