@@ -281,7 +281,7 @@ class LocalCloud:
         if identity is None:
             return None
         last_words = ""
-        if status.state == "exited" and status.exit_code != 0 and not status.stop_requested:
+        if status.state == "exited" and status.exit_code and not status.stop_requested:
             log = self._layout.log(identity.project, identity.name, identity.attempt, identity.task)
             last_words = await asyncio.to_thread(log_file.last_line, log)
         place = await self._place_of(identity)
