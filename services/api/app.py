@@ -1,8 +1,10 @@
 """The gateway's composition root."""
 
+import ipaddress
 from pathlib import Path
 
 import aiohttp
+import structlog
 
 from services.api.access import Access
 from services.api.audit import AuditLog
@@ -16,6 +18,8 @@ from services.api.settings import Settings
 from shared.errors import Invalid, Unavailable
 from shared.service import Platform, Room
 
+_log = structlog.get_logger(__name__)
+
 _CONNECT_SECONDS = 2.0
 _QUIET_SECONDS = 60.0
 
@@ -24,11 +28,12 @@ async def compose(platform: Platform, settings: Settings) -> Room:
     """Build the gateway and begin to answer HTTP.
 
     Raises:
-        Invalid: the operator's token can't be read.
+        Invalid: the operator's token can't be read, or the address is none.
         Conflict: the address is taken.
         Unavailable: the database is away.
     """
     admin = read_admin_token(settings.admin_token_file)
+    host, port = settings.address()
     await ensure_default(platform.database, platform.outbox)
     client = aiohttp.ClientSession(
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=_QUIET_SECONDS),
@@ -58,12 +63,22 @@ async def compose(platform: Platform, settings: Settings) -> Room:
         checks={"database": platform.database.ping, "bus": bus_is_up},
         documents=documents(),
     )
+    if not is_loopback(host):
+        _log.warning("tokens travel in the clear beyond this machine: put TLS in front", listen=settings.listen)
     try:
-        stop = await listen(gateway.application(ROUTES), *settings.address())
+        stop = await listen(gateway.application(ROUTES), host, port)
     except BaseException:
         await client.close()
         raise
     return Room(background={"audit log": audit.run}, close=(stop, audit.close, client.close))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine itself can reach an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def read_admin_token(file: str) -> bytes | None:
