@@ -50,7 +50,11 @@ def _cpu_seconds(pids: list[int]) -> dict[int, float]:
 def _memory(pids: list[int], field: str) -> float:
     total = 0
     for pid in pids:
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        try:
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        except OSError:
+            continue  # ended meanwhile
+        for line in lines:
             if line.startswith(field + ":"):
                 total += int(line.split()[1])
     return total / 1024
@@ -60,7 +64,10 @@ def _names(pids: list[int]) -> dict[str, int]:
     """Resident megabytes by what the process is."""
     sizes: dict[str, int] = {}
     for pid in pids:
-        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+        try:
+            arguments = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+        except OSError:
+            continue
         name = next((each for each in arguments if each.startswith(("services.", "elearn.up"))), "")
         name = name or Path(arguments[0].split(":")[0]).name or "?"
         sizes[name] = sizes.get(name, 0) + round(_memory([pid], "Rss"))
