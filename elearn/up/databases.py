@@ -1,6 +1,6 @@
 """One role and one database per service; none may enter another's.
 
-Run as a process of its own, ``python -m elearn.up.databases`` with a :class:`Request` on its standard input, so that
+Made before a server's first start. What is missing later is added by a process of its own (:func:`main`), so that
 the supervisor, which stays, need not load the database's client.
 """
 
@@ -65,7 +65,7 @@ async def ensure(superuser_url: str, passwords: Mapping[str, str], data: Path, t
         return
     request = msgspec.json.encode(Request(superuser_url=superuser_url, passwords=dict(passwords)))
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-P", "-m", _MODULE),
+        *(sys.executable, "-P", "-c", f"import sys, {_MODULE}; sys.exit({_MODULE}.main())"),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )
@@ -149,7 +149,3 @@ def main() -> int:
         sys.stdout.buffer.write(msgspec.json.encode(refusal))
         return 1
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

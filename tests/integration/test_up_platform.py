@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import asyncpg
+import msgspec
 import nats
 import pytest
 
@@ -57,14 +58,10 @@ def left_running(home: Path) -> list[list[str]]:
 
 
 def secrets_of(home: Path) -> Secrets:
-    import msgspec
-
     return msgspec.json.decode(Home(home).secrets.read_bytes(), type=Secrets)
 
 
 def ports_of(home: Path) -> State:
-    import msgspec
-
     return msgspec.json.decode(Home(home).state.read_bytes(), type=State)
 
 
@@ -133,10 +130,6 @@ def test_only_loopback_is_listened_on(home: Path) -> None:
 async def test_a_service_enters_its_own_database_only(home: Path) -> None:
     secrets, ports = secrets_of(home), ports_of(home).ports
     address = f"postgresql://scheduler:{secrets.postgres['scheduler']}@127.0.0.1:{ports.postgres}"
-    connection = await asyncpg.connect(f"{address}/scheduler")
-    await connection.execute("CREATE TABLE own (one int)")
-    await connection.execute("DROP TABLE own")
-    await connection.close()
     for other in ("registry", "postgres", "template1"):
         with pytest.raises(asyncpg.InsufficientPrivilegeError):
             await asyncpg.connect(f"{address}/{other}")
@@ -144,6 +137,10 @@ async def test_a_service_enters_its_own_database_only(home: Path) -> None:
         await asyncpg.connect(
             f"postgresql://registry:{secrets.postgres['scheduler']}@127.0.0.1:{ports.postgres}/registry"
         )
+    connection = await asyncpg.connect(f"{address}/scheduler")
+    await connection.execute("CREATE TABLE own (one int)")
+    await connection.execute("DROP TABLE own")
+    await connection.close()
 
 
 async def test_bus_users_have_what_they_need_and_no_more(home: Path) -> None:
@@ -320,3 +317,20 @@ def test_the_foreground_killed_takes_everything_along(own_home: Path) -> None:
         assert process.stdout.readline() == "ready\n"
         process.kill()
     until(lambda: left_running(own_home) == [], "the supervisor to notice")
+
+
+async def test_a_new_password_is_given_and_a_lost_one_is_said_so(own_home: Path) -> None:
+    secrets = secrets_of(own_home)
+    kept = (own_home / "secrets.json").read_bytes()
+    changed = {**secrets.postgres, "registry": "another-password-than-before"}
+    (own_home / "secrets.json").write_bytes(msgspec.json.encode(msgspec.structs.replace(secrets, postgres=changed)))
+    up(own_home)
+    port = ports_of(own_home).ports.postgres
+    connection = await asyncpg.connect(f"postgresql://registry:another-password-than-before@127.0.0.1:{port}/registry")
+    await connection.close()
+    platform.down(own_home)
+    (own_home / "secrets.json").unlink()
+    with pytest.raises(errors.HomeError, match=r"another password than secrets\.json"):
+        up(own_home)
+    (own_home / "secrets.json").write_bytes(kept)
+    assert up(own_home).ready
