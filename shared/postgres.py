@@ -10,7 +10,7 @@ from typing import Any, Final, Self
 import asyncpg
 import structlog
 
-from shared.errors import StorageFull, Unavailable
+from shared.errors import Invalid, StorageFull, Unavailable
 from shared.supervise import Wake
 
 _log = structlog.get_logger(__name__)
@@ -36,11 +36,13 @@ _TRY_TO_LEAD: Final = "SELECT pg_try_advisory_lock(hashtext('elearn leader'))"
 
 @contextlib.contextmanager
 def mapped_errors() -> Iterator[None]:
-    """asyncpg's errors as ours: a server that is away, a disk that is full."""
+    """asyncpg's errors as ours: a server that is away, a full disk, a NUL in a text or a number out of range."""
     try:
         yield
     except asyncpg.DiskFullError as error:
         raise StorageFull(f"the database's disk is full: {error}; free some space and try again") from error
+    except asyncpg.DataError as error:
+        raise Invalid(f"this can't be kept in a database: {str(error).splitlines()[0]}") from error
     except _AWAY as error:
         _log.warning("database error", error=repr(error))
         raise Unavailable("the database is away; try again") from error
@@ -237,9 +239,7 @@ async def _apply(
     digest = hashlib.sha256(sql.encode()).hexdigest()
     if name in applied:
         if applied[name] != digest:
-            raise RuntimeError(
-                f"migration {name} was edited after it had been applied; add a new one instead"
-            )
+            raise RuntimeError(f"migration {name} was edited after it had been applied; add a new one instead")
         return
     async with connection.transaction():
         await connection.execute(sql)

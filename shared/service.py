@@ -155,9 +155,7 @@ async def run(
         for label, work in room.background.items():
             supervisor.forever(label, work())
         for consumer in room.consumers:
-            supervisor.forever(
-                f"consumer {consumer.durable}", run_consumer(connection, database, name, consumer)
-            )
+            supervisor.forever(f"consumer {consumer.durable}", run_consumer(connection, database, name, consumer))
         if room.verbs:
             await server.start()
         state.started = True

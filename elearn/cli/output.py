@@ -34,13 +34,13 @@ def show(output: Format, value: object) -> bool:
         return False
     import msgspec
 
-    plain = msgspec.to_builtins(value)
+    encoded = msgspec.json.encode(value)
     if output is Format.json:
-        write(msgspec.json.format(msgspec.json.encode(plain), indent=2).decode())
+        write(msgspec.json.format(encoded, indent=2).decode())
     else:
         import yaml
 
-        sys.stdout.write(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
+        sys.stdout.write(yaml.safe_dump(msgspec.json.decode(encoded), sort_keys=False, allow_unicode=True))
     return True
 
 

@@ -13,15 +13,17 @@ from aiohttp.typedefs import Handler as AiohttpHandler
 from services.api.access import Access, Memory
 from services.api.audit import AuditLog
 from services.api.bodies import read_body
+from services.api.errors import UnknownProject
 from services.api.middleware import PRINCIPAL, ROUTE, furniture, prepare
 from services.api.model import Principal, refusal
-from services.api.parameters import check_path, decode_query, names_in, router_path
+from services.api.parameters import check_path, decode_query, router_path
 from services.api.settings import Settings
 from services.api.table import OPEN, Answer, AnyRoute, Call
 from shared import context
 from shared.bus import Bus
 from shared.codec import decode_json, encode_json
 from shared.context import Cause
+from shared.contracts.common import NAME_PATTERN
 from shared.errors import Forbidden, Invalid
 from shared.health import Check
 from shared.outbox import Outbox
@@ -115,11 +117,13 @@ class Gateway:
 
     async def _answer(self, route: AnyRoute, request: web.Request, principal: Principal) -> web.StreamResponse:
         path = dict(request.match_info)
-        project = path.get("project", "") if "project" in names_in(route.path) else ""
+        project = path.get("project", "")
         if route.scope is not None:
             reason = refusal(principal, route.scope, route.reach, project)
             if reason is not None:
                 raise Forbidden(reason)
+        if "project" in path and not re.fullmatch(NAME_PATTERN, project):
+            raise UnknownProject(project)
         if project and route.reach == "project":
             await self.access.require_project(project, changing=route.changes and route.method != "DELETE")
         check_path({key: value for key, value in path.items() if key != "project"}, route.new, route.noun)

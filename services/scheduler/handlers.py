@@ -43,7 +43,7 @@ from shared.contracts.training import (
     Training,
     TrainingSpec,
 )
-from shared.errors import Invalid
+from shared.errors import Invalid, Unavailable
 from shared.idempotency import once
 from shared.postgres import Database, Transaction
 from shared.supervise import Wake
@@ -159,7 +159,7 @@ class Handlers:
         errors = spec_errors(spec, self._framework, capabilities)
         examination = await self._cloud.examine(spec)
         errors += examination.errors
-        nodes = await self._cloud.capacity()
+        nodes = await self._nodes()
         plan: tuple[TaskPlan, ...] = ()
         if not any(error.field.startswith("roles") for error in errors):
             plan = plan_tasks(spec, self._framework)
@@ -175,6 +175,13 @@ class Handlers:
         if errors:
             raise Invalid.of(errors)
         return checked
+
+    async def _nodes(self) -> tuple[NodeState, ...]:
+        """The machines; none where the cloud is away, which a training waits for in the queue."""
+        try:
+            return await self._cloud.capacity()
+        except Unavailable:
+            return ()
 
     def _mounts(
         self, spec: TrainingSpec, name: str, checked: _Checked, capabilities: Capabilities

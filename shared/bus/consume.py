@@ -152,9 +152,7 @@ async def run_consumer(connection: Connection, database: Database, room: str, co
             pause = min(5.0, pause * 2)
 
 
-async def _deliver(
-    connection: Connection, database: Database, room: str, consumer: Consumer, raw: Msg
-) -> None:
+async def _deliver(connection: Connection, database: Database, room: str, consumer: Consumer, raw: Msg) -> None:
     metadata = raw.metadata
     message = message_from(
         raw.subject,

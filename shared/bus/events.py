@@ -60,9 +60,7 @@ async def read_events(
             pause = min(5.0, pause * 2)
 
 
-async def _passing_consumer(
-    connection: Connection, subject: str, last: int | None, start: datetime | None
-) -> str:
+async def _passing_consumer(connection: Connection, subject: str, last: int | None, start: datetime | None) -> str:
     config = ConsumerConfig(
         filter_subject=subject,
         ack_policy=AckPolicy.NONE,
@@ -94,11 +92,7 @@ def event_from(raw: Msg) -> Event:
         time=moment if moment.tzinfo else moment.replace(tzinfo=UTC),
     )
     try:
-        data = (
-            msgspec.Raw(msgspec.json.encode(msgspec.json.decode(raw.data)))
-            if raw.data
-            else msgspec.Raw(b"null")
-        )
+        data = msgspec.Raw(msgspec.json.encode(msgspec.json.decode(raw.data))) if raw.data else msgspec.Raw(b"null")
     except msgspec.DecodeError:
         data = msgspec.Raw(msgspec.json.encode(raw.data.decode(errors="replace")))
     return Event(

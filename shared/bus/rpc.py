@@ -48,9 +48,7 @@ async def call(connection: Connection, verb: Verb[Q, R], request: Q, *, timeout:
     except nats.errors.NoRespondersError:
         raise Unavailable(f"the {verb.service} service is away; try again") from None
     except (nats.errors.TimeoutError, TimeoutError):
-        raise Unavailable(
-            f"the {verb.service} service did not answer within {timeout:g} s; try again"
-        ) from None
+        raise Unavailable(f"the {verb.service} service did not answer within {timeout:g} s; try again") from None
     except nats.errors.Error as error:
         raise Unavailable(f"the message bus (NATS) is away: {error}") from error
     if reply.headers and ERROR_CODE_HEADER in reply.headers:
@@ -78,9 +76,7 @@ class Server:
         config = ServiceConfig(name=self._service, version=_VERSION, description=f"elearn {self._service}")
         self._running = await add_service(client, config)
         for verb, handle in self._handlers.items():
-            await self._running.add_endpoint(
-                name=verb.name, subject=verb.subject, handler=self._spawning(verb, handle)
-            )
+            await self._running.add_endpoint(name=verb.name, subject=verb.subject, handler=self._spawning(verb, handle))
 
     async def stop(self) -> None:
         """Take no more requests, and let those under way end within five seconds."""
@@ -96,14 +92,10 @@ class Server:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _spawning(
-        self, verb: AnyVerb, handle: Callable[[Any], Awaitable[Any]]
-    ) -> Callable[[Request], Awaitable[None]]:
+    def _spawning(self, verb: AnyVerb, handle: Callable[[Any], Awaitable[Any]]) -> Callable[[Request], Awaitable[None]]:
         async def on_request(request: Request) -> None:
             if len(self._tasks) >= _MOST_AT_ONCE:
-                await _refuse(
-                    request, Unavailable(f"the {self._service} service is busy; try again", retry=1)
-                )
+                await _refuse(request, Unavailable(f"the {self._service} service is busy; try again", retry=1))
                 return
             task = asyncio.create_task(self._answer(verb, handle, request), name=f"rpc {verb.subject}")
             self._tasks.add(task)

@@ -64,9 +64,7 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     size: str | None = None
 
 
-class DatastoreSpec(
-    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
-):
+class DatastoreSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """What a user asks for: a name and exactly one backend.
 
     Attributes:
@@ -288,9 +286,7 @@ def datastore_errors(spec: DatastoreSpec) -> list[FieldError]:
     errors = label_errors("labels", spec.labels)
     chosen = [each for each in BACKENDS if getattr(spec, each) is not None]
     if not chosen:
-        errors.append(
-            FieldError(field="local", message="name one backend: local, nfs, s3, glusterfs or claim")
-        )
+        errors.append(FieldError(field="local", message="name one backend: local, nfs, s3, glusterfs or claim"))
     for extra in chosen[1:]:
         errors.append(FieldError(field=extra, message=f"one backend only: {chosen[0]} is given already"))
     if spec.local is not None and not spec.local.path.startswith("/"):

@@ -53,7 +53,15 @@ class Unreachable(Unavailable):
 
 
 class Busy(Unavailable):
-    pass
+    """The server sheds load.
+
+    Attributes:
+        pause: seconds that it asks us to wait; it may be nothing.
+    """
+
+    def __init__(self, detail: str, *, pause: float = 1.0) -> None:
+        super().__init__(detail, retry=max(1, round(pause)))
+        self.pause = pause
 
 
 class CredentialsRefused(Unavailable):
@@ -193,8 +201,9 @@ def error_of(status: Status, asked: Asked, *, retry_after: float | None = None) 
         retry_after: seconds from the answer's Retry-After header.
     """
     words = f"Kubernetes, asked to {asked}: {status.message[:_WORDS] or status.reason or f'HTTP {status.code}'}"
-    wait = retry_after or (status.details.retry_after_seconds if status.details else 0)
-    retry = max(1, round(wait)) if wait else 2
+    told = status.details.retry_after_seconds if status.details else 0
+    wait = retry_after if retry_after is not None else told or None
+    retry = 2 if wait is None else max(1, round(wait))
     match status.code:
         case 401:
             said = status.message or "Unauthorized"
@@ -212,7 +221,7 @@ def error_of(status: Status, asked: Asked, *, retry_after: float | None = None) 
         case 400 | 422:
             return _invalid(status, words)
         case 429:
-            return Busy(words, retry=retry)
+            return Busy(words, pause=1.0 if wait is None else wait)
         case code if code >= 500:
             return Unavailable(words, retry=retry)
         case _:

@@ -10,7 +10,7 @@ import structlog
 from shared.errors import ElearnError, Internal, Unavailable
 from shared.kube.backoff import Backoff
 from shared.kube.connection import Answer, Connection, Query
-from shared.kube.errors import Asked, Unreachable, error_of, read_status
+from shared.kube.errors import Asked, Busy, Unreachable, error_of, read_status
 
 _log = structlog.get_logger(__name__)
 
@@ -73,7 +73,7 @@ class Sender:
                 again = answer.status == 429 or (repeatable and (answer.status >= 500 or _lost_race(refusal)))
                 if not again:
                     raise refusal
-                wait = answer.retry_after or (status.details.retry_after_seconds if status.details else 0.0)
+                wait = refusal.pause if isinstance(refusal, Busy) else answer.retry_after or 0.0
                 error = refusal if isinstance(refusal, Unavailable) else Unavailable(refusal.detail)
             pause = backoff.next(at_least=wait)
             if loop.time() + pause > give_up:

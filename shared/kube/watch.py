@@ -246,7 +246,7 @@ async def _for_ever(source: _Source[T], trouble: Trouble) -> AsyncGenerator[Told
             if not isinstance(error, Unreachable | Busy):
                 refused += 1  # a resourceVersion that the server has never reached is refused like this, for ever
                 listed = listed and refused < _REFUSALS
-            wait = float(error.retry_after or 0) if isinstance(error, Busy) else 0.0
+            wait = error.pause if isinstance(error, Busy) else 0.0
             sight.lost(error)
         if progress or loop.time() - began >= pace.brief:
             backoff.reset()

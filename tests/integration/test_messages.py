@@ -185,9 +185,7 @@ async def test_a_message_that_can_not_be_handled_becomes_a_dead_letter_and_can_b
 async def test_a_pipelines_plain_message_is_an_event_too(clean_nats: str) -> None:
     async with connected(clean_nats) as connection:
         client = await nats.connect(clean_nats)
-        await client.jetstream().publish(
-            "elearn.v1.data.arrived.default.digits", b'{"path": "new", "rows": 3}'
-        )
+        await client.jetstream().publish("elearn.v1.data.arrived.default.digits", b'{"path": "new", "rows": 3}')
         await client.close()
         event: Event = await event_where(Bus(connection), "elearn.v1.data.arrived.>")
     assert event.type == "elearn.v1.data.arrived"

@@ -67,9 +67,7 @@ async def running_room(
     """
     import sys
 
-    settings = load(
-        kind, {"ELEARN_NATS_URL": nats_url, "ELEARN_POSTGRES_URL": postgres_url, **(environ or {})}
-    )
+    settings = load(kind, {"ELEARN_NATS_URL": nats_url, "ELEARN_POSTGRES_URL": postgres_url, **(environ or {})})
     module = sys.modules[compose.__module__].__file__
     assert module is not None
     stop, ready = asyncio.Event(), asyncio.Event()

@@ -10,7 +10,7 @@ from services.api.routes.listing import Limit, Paging
 from services.api.table import Answer, Call, NoQuery, Route
 from shared import idempotency
 from shared.clock import now
-from shared.contracts.common import Page
+from shared.contracts.common import Name, Page
 from shared.contracts.identity import Token, TokenSpec
 from shared.errors import Conflict, Invalid, NotFound
 
@@ -27,8 +27,8 @@ class Audit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     limit: Limit = 100
     cursor: str | None = None
-    project: str | None = None
-    actor: str | None = None
+    project: Name | None = None
+    actor: Name | None = None
 
 
 async def _create(call: Call[TokenSpec, NoQuery]) -> Answer:

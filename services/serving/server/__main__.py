@@ -67,4 +67,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # All is closed. Taking TensorFlow apart as well would keep the next replica waiting for a second.
+    os._exit(code)

@@ -231,7 +231,8 @@ class ModelServer:
         for connection in accepted:
             if runner.server is not None:
                 await loop.connect_accepted_socket(runner.server, connection)
-        await asyncio.sleep(_FAREWELL)
+        if runner.server is not None and runner.server.connections:
+            await asyncio.sleep(_FAREWELL)
         await runner.cleanup()
 
     def _changed(self) -> None:

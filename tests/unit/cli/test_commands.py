@@ -331,6 +331,7 @@ def test_events_in_lines_and_as_json(command: Command, gateway: Gateway) -> None
         "1",
     ]
     assert json.loads(command("events", "-f", "-o", "json").out) == event
+    assert yaml.safe_load(command("events", "-f", "-o", "yaml").out)["data"] == event["data"]
     assert ran.err == "elearn: that is all\n"
 
 

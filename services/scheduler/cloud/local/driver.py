@@ -173,7 +173,7 @@ class LocalCloud:
             for task, host in zip(launch.plan, hosts, strict=True)
         }
         path = self._layout.placement(launch.project, launch.name, launch.attempt)
-        await asyncio.to_thread(_write_placement, path, placement)
+        await asyncio.to_thread(_write_placement, self._layout.root, path, placement)
         self._placements[path] = placement
         return {role: tuple(found) for role, found in by_role.items()}, placement
 
@@ -334,8 +334,9 @@ def _node_state(name: str, snapshot: Snapshot) -> NodeState:
     )
 
 
-def _write_placement(path: Path, placement: Placement) -> None:
+def _write_placement(root: Path, path: Path, placement: Placement) -> None:
     try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
         (path.parent / "logs").mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}")
         temporary.write_bytes(msgspec.json.encode(placement))

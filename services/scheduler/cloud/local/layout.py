@@ -79,10 +79,10 @@ class Layout:
     """Paths below the trainings' folder."""
 
     def __init__(self, home: Path) -> None:
-        self._root = home.absolute() / "trainings"
+        self.root = home.absolute() / "trainings"
 
     def training(self, project: str, name: str) -> Path:
-        return self._root / project / name
+        return self.root / project / name
 
     def attempt(self, project: str, name: str, attempt: int) -> Path:
         return self.training(project, name) / str(attempt)
