@@ -437,3 +437,14 @@ async def test_own_folders_are_made_and_links_in_a_datastore_lead_nowhere(
     assert (volume / "t-1" / "file").exists()
     with pytest.raises(CannotLaunch, match="outside"):
         await local.driver().launch(local.launch("t-2", plans=(mount("way-out/tmp"),)))
+
+
+async def test_rights_that_a_task_took_away_keep_nothing_from_being_freed(
+    local: Local, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = "import os; os.makedirs('a/b'); open('a/b/c', 'x'); os.chmod('a/b', 0); os.chmod('a', 0)"
+    monkeypatch.setattr(Local, "command", lambda _: ("python", "-c", program))
+    await run_to_its_end(local, local.launch())
+    await local.driver().free("p", "t-1", 1)
+    assert not (local.home / "trainings/p/t-1/1/work").exists()
+    assert local.ledger.snapshot().grants == ()

@@ -274,6 +274,7 @@ class LocalCloud:
                 yield AttemptSeen(project=key[0], name=key[1], attempt=key[2], tasks=tuple(tasks.values()))
             else:
                 del shown[key]
+                self._placements.pop(self._layout.placement(*key), None)
                 yield AttemptGone(project=key[0], name=key[1], attempt=key[2])
 
     async def _task(self, status: ProcessStatus) -> Task | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
+import structlog
 
 from services.scheduler.cloud.port import Examination, Launch
 from services.scheduler.errors import CannotLaunch
@@ -21,6 +22,8 @@ from shared.contracts.training import TrainingSpec
 from shared.local import directories
 from shared.local.directories import Capabilities, Mount
 from shared.local.spec import BindMount
+
+_log = structlog.get_logger(__name__)
 
 VENV: Final = "venv:"
 _PYTHONS: Final = frozenset({"python", "python3"})
@@ -194,6 +197,20 @@ def working_directory(
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a folder with all that is in it; links are not followed; none is success."""
-    with contextlib.suppress(FileNotFoundError):
+    """Remove a folder with all that is in it; links are not followed; none is success.
+
+    A task may have taken rights away from its own folders: they are given back. What still can't be removed stays,
+    and is told in the log: it must not keep the resources of a task that has ended.
+    """
+    try:
         shutil.rmtree(path)
+    except FileNotFoundError:
+        return
+    except OSError:
+        for folder, _, _ in os.walk(path):
+            with contextlib.suppress(OSError):
+                Path(folder).chmod(0o700)
+        try:
+            shutil.rmtree(path)
+        except OSError as problem:
+            _log.warning("left behind", path=str(path), error=str(problem))

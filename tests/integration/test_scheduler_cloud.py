@@ -1,0 +1,129 @@
+"""The room over a cloud that goes away and comes back: what can't be seen is neither lost nor failed."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from services.scheduler.app import room_on
+from services.scheduler.code_store import CodeStore
+from services.scheduler.settings import Settings
+from shared.bus import Bus
+from shared.contracts import training
+from shared.contracts.common import Named
+from shared.contracts.training import Role, Roles, StopTraining, SubmitTraining, Training, TrainingSpec
+from shared.service import Platform, Room
+from tests.support.rooms import running_room, until
+from tests.support.training_cloud_fake import FakeCloud, FakeMachines
+
+
+class House:
+    def __init__(self, bus: Bus, machines: FakeMachines) -> None:
+        self.bus = bus
+        self.machines = machines
+
+    async def submit(self, **fields: object) -> Training:
+        spec = TrainingSpec(name="t", command=("x",), **fields)  # type: ignore[arg-type]
+        return await self.bus.call(training.SUBMIT, SubmitTraining(project="p", spec=spec))
+
+    async def get(self, name: str = "t-1") -> Training:
+        return await self.bus.call(training.GET, Named(project="p", name=name))
+
+    async def until(self, state: str, name: str = "t-1") -> Training:
+        return await until(lambda: self.get(name), lambda one: one.state == state)
+
+    async def until_freed(self, name: str = "t-1") -> Training:
+        return await until(lambda: self.get(name), lambda one: one.freed_at is not None)
+
+
+@pytest.fixture
+async def house(clean_nats: str, database_url: str, tmp_path: Path) -> AsyncIterator[House]:
+    machines = FakeMachines()
+
+    async def compose(platform: Platform, settings: Settings) -> Room:
+        return room_on(platform, settings, FakeCloud(machines), CodeStore(platform.database))
+
+    compose.__module__ = "services.scheduler.app"  # where the migrations lie
+    environ = {"ELEARN_HOME": str(tmp_path)}
+    async with running_room("scheduler", Settings, compose, clean_nats, database_url, environ) as bus:
+        yield House(bus, machines)
+
+
+async def test_a_training_waits_for_a_cloud_that_is_away(house: House) -> None:
+    house.machines.away = True
+    await house.submit(roles=Roles(chief=Role(cpu=99)))
+    await house.submit()
+    assert (await house.get("t-2")).reason == "the cloud can't be reached"
+    house.machines.away = False
+    await house.until("running", "t-2")
+    waiting = await house.get("t-1")
+    assert waiting.state == "queued"
+    assert waiting.reason.startswith("needs 99 CPUs")
+
+
+async def test_a_launch_that_is_hindered_says_so_and_is_tried_again(house: House) -> None:
+    await house.submit()
+    await house.until("running")
+    house.machines.away = True
+    stopped = await house.bus.call(training.STOP, StopTraining(project="p", name="t-1"))
+    assert stopped.state == "stopped"
+    await asyncio.sleep(0)
+    assert (await house.get()).freed_at is None
+    house.machines.away = False
+    assert (await house.until_freed()).state == "stopped"
+    assert not house.machines.launches
+
+
+async def test_what_ended_while_nobody_could_look_is_seen_afterwards(house: House) -> None:
+    await house.submit()
+    await house.until("running")
+    house.machines.away = True
+    house.machines.end(("p", "t-1", 1), "chief-0", 0)
+    assert (await house.until("succeeded")).freed_at is None
+    house.machines.away = False
+    assert (await house.until_freed()).state == "succeeded"
+
+
+async def test_what_vanished_without_a_trace_is_a_loss(house: House) -> None:
+    await house.submit(retries=0)
+    await house.until("running")
+    house.machines.attempts.pop(("p", "t-1", 1))
+    house.machines.tell(("p", "t-1", 1))
+    second = await until(house.get, lambda one: one.attempt == 2 and one.state == "running")
+    assert "attempt 1 was lost" in second.attempts[0].reason
+    assert house.machines.started == ["('p', 't-1', 1) chief-0", "('p', 't-1', 2) chief-0"]
+
+
+async def test_what_nobody_asked_for_is_freed(house: House) -> None:
+    await house.submit()
+    await house.until("running")
+    ref = ("p", "stranger-1", 7)
+    house.machines.launches[ref] = house.machines.launches["p", "t-1", 1]
+    house.machines.attempts[ref] = dict(house.machines.attempts["p", "t-1", 1])
+    house.machines.tell(ref)
+
+    async def there() -> bool:
+        return ref in house.machines.attempts
+
+    await until(there, lambda found: not found)
+    assert (await house.get()).state == "running"
+
+
+async def test_room_that_others_took_meanwhile_sends_it_back_to_the_queue(house: House) -> None:
+    await house.submit(roles=Roles(chief=Role(cpu=4)))
+    await house.until("running")
+    stranger = house.machines.launches["p", "t-1", 1]
+    await house.bus.call(training.STOP, StopTraining(project="p", name="t-1"))
+    await house.until_freed()
+    house.machines.launches["others", "x", 1] = stranger  # resources that only a launch finds taken
+    await house.submit(roles=Roles(chief=Role(cpu=4)))
+
+    async def refused() -> bool:
+        page = await house.bus.call(training.LIST, training.ListRequest(project="p", state="queued"))
+        return any("waiting for room" in one.reason for one in page.items)
+
+    await until(refused, lambda found: found)
+    del house.machines.launches["others", "x", 1]
+    running = await house.until("running", "t-2")
+    assert running.attempt == 1
