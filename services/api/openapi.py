@@ -66,6 +66,7 @@ def openapi(routes: Sequence[AnyRoute], version: str) -> Schema:
     for route in told:
         types += [route.body] if route.body is not None else []
         types += [route.reply] if route.reply is not None else []
+        types += [route.or_else] if route.or_else is not None else []
         types += [*route.replies.values(), route.query]
     references, components = schemas_of(types)
     by_type = dict(zip(map(str, types), references, strict=True))
@@ -198,7 +199,10 @@ def _success(route: AnyRoute, status: int, by_type: dict[str, Schema]) -> Schema
     content: Schema = {}
     if route.reply is not None and route.gives != "text/event-stream" and status != 206:
         reply = route.replies.get(status, route.reply)
-        content["application/json"] = {"schema": by_type[str(reply)]}
+        shown: Schema = by_type[str(reply)]
+        if route.or_else is not None:
+            shown = {"anyOf": [shown, by_type[str(route.or_else)]]}
+        content["application/json"] = {"schema": shown}
     if route.gives is not None:
         schema: Schema = {"type": "string"} if route.gives.startswith("text/") else {}
         if route.reply is not None and route.gives == "text/event-stream":

@@ -85,6 +85,7 @@ class Route(Generic[B, Q]):
         raw_query: the handler reads the query itself.
         reply: the struct that it answers; ``gives`` where it is not JSON.
         replies: what it answers with a status, where that is not ``reply``.
+        or_else: another struct that it may answer.
         statuses: of success, the usual one first.
         takes: media type of a body that the handler reads as a stream.
         gives: media type of an answer that is not JSON.
@@ -112,6 +113,7 @@ class Route(Generic[B, Q]):
     raw_query: bool = False
     reply: Any = None
     replies: Mapping[int, Any] = field(default_factory=dict)
+    or_else: Any = None
     statuses: tuple[int, ...] = (200,)
     takes: str | None = None
     gives: str | None = None

@@ -15,8 +15,9 @@ from aiohttp import web
 from prometheus_client import REGISTRY
 
 from elearn.up import ports
-from shared.contracts.common import DEFAULT_PROJECT
+from shared.contracts.common import DEFAULT_PROJECT, Chunk
 from shared.contracts.serving import Endpoint
+from shared.errors import Unavailable
 from tests.integration.api_rooms import ADMIN, Door, door
 from tests.support.rooms import clean_nats, connected, until
 from tests.support.servers import FreshDatabase
@@ -110,6 +111,31 @@ async def test_a_reader_who_leaves_is_read_for_no_more(api: Door) -> None:
 
     await until(lambda: asyncio.sleep(0, answered("readLogs", 499)), lambda count: count > before)
     api.rooms.more_log.set()
+
+
+async def test_a_followed_log_outlives_a_restart_of_the_scheduler(api: Door) -> None:
+    await api.ask("POST", f"{BASE}/trainings", json=SPEC)
+    api.rooms.start("digits-1", "chief-0")
+    refused = 0
+
+    async def away(_: object) -> Chunk:
+        nonlocal refused
+        refused += 1
+        if refused == 2:
+            del api.rooms.answers_instead["scheduler.read_log"]
+        raise Unavailable("the scheduler service is away")
+
+    async with get(api, f"{LOGS}?follow=true&task=chief-0") as answer:
+        api.rooms.write_log("chief-0", b"one\n")
+        assert await answer.content.readline() == b"one\n"
+        api.rooms.answers_instead["scheduler.read_log"] = away
+        api.rooms.write_log("chief-0", b"two\n")
+        assert await answer.content.readline() == b"two\n"
+        api.rooms.write_log("chief-0", b"three\n")
+        assert await answer.content.readline() == b"three\n"
+        assert refused == 2
+        api.rooms.end("digits-1")
+        assert await answer.content.read() == b""
 
 
 # -- events -----------------------------------------------------------------------------------------

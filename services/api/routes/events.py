@@ -18,9 +18,9 @@ from shared.errors import ElearnError, Invalid, Unavailable
 
 _log = structlog.get_logger(__name__)
 
-_AHEAD: Final = 256
+_AHEAD: Final = 64
 """Events read ahead of a reader: what a stream costs in memory at most."""
-_AT_A_TIME: Final = 32
+_AT_A_TIME: Final = 16
 _LINGER: Final = 30.0
 
 

@@ -115,6 +115,7 @@ ROUTES = (
         scope="read",
         query=Folder,
         reply=Page[FileEntry],
+        or_else=FileEntry,
         gives="application/octet-stream",
         statuses=(200, 206, 304),
         problems=(404, 416),
