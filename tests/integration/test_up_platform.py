@@ -22,6 +22,7 @@ from elearn.up.home import Home, Secrets
 from elearn.up.services import SERVICES
 from elearn.up.state import Event, Progress, Ready, State, Status
 from shared.local.identity import identify, is_alive
+from shared.local.processes import LocalProcesses, ProcessSpec, processes_root
 
 STANDIN = str(Path(__file__).parents[1] / "support" / "up_standin.py")
 SUPERVISOR = (sys.executable, STANDIN, "supervisor")
@@ -334,3 +335,28 @@ async def test_a_new_password_is_given_and_a_lost_one_is_said_so(own_home: Path)
         up(own_home)
     (own_home / "secrets.json").write_bytes(kept)
     assert up(own_home).ready
+
+
+@pytest.mark.parametrize("by", ["the supervisor", "down after the supervisor was killed"])
+async def test_tasks_are_ended_too(own_home: Path, by: str) -> None:
+    up(own_home)
+    tasks = LocalProcesses(processes_root(own_home, "scheduler"))
+    task = f"{by.replace(' ', '-')}.chief-0"
+    spec = ProcessSpec(
+        argv=(sys.executable, "-I", "-S", "-c", "import signal; signal.pause()"),
+        env={},
+        cwd=str(own_home),
+        log=str(own_home / "task.log"),
+    )
+    process = (await tasks.start(task, spec)).task
+    assert process is not None
+    assert is_alive(process)
+    if by != "the supervisor":
+        supervisor = Home(own_home).owner()
+        assert supervisor is not None
+        os.kill(supervisor.pid, signal.SIGKILL)
+    assert platform.down(own_home)
+    assert not is_alive(process)
+    ended = await tasks.status(task)
+    assert ended is not None
+    assert ended.finished
