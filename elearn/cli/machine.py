@@ -35,23 +35,23 @@ def up(
     from elearn.up import up as bring_up
 
     with Steps() as steps:
-        waiting: dict[str, str] = {}
+        starting: dict[str, str] = {}
 
         def report(event: "Event") -> None:
             if isinstance(event, Progress):
+                trouble = f" ({event.state}{f': {event.reason}' if event.reason else ''})"
+                starting[event.name] = event.name + (trouble if event.state != "starting" else "")
                 if event.state == "ready":
-                    waiting.pop(event.name, None)
-                else:
-                    waiting[event.name] = f"{event.name} {event.state}" + (f" ({event.reason})" if event.reason else "")
+                    del starting[event.name]
                 if sys.stderr.isatty():
-                    steps.say(", ".join(waiting.values()) or "ready")
+                    steps.say(f"starting {', '.join(starting.values())}" if starting else "ready")
                 elif event.state != "starting":
-                    steps.say(f"{event.name} {event.state}")
+                    steps.say(f"{event.name} {event.state}{f': {event.reason}' if event.reason else ''}")
             elif isinstance(event, Ready):
                 steps.stop()
-                if not detach:
+                if not detach and not show(output, {"url": event.url, "seconds": event.seconds}):
                     write(f"elearn is up at {event.url} ({event.seconds:.1f} s); Ctrl-C ends it")
-                    sys.stdout.flush()
+                sys.stdout.flush()
 
         status = bring_up(home, port, detach, report=report)
     if not detach:

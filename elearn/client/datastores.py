@@ -124,7 +124,8 @@ class Datastores:
         return files.put(self._transport, self._file(name, path, top=False), lambda: (data,), len(data))
 
     def upload(self, name: str, source: str | Path, path: str = "", *, moved: Moved | None = None) -> int:
-        """Put a file, or everything in a folder.
+        """Put a file, or every file in a folder. Links to files are put as what they point to; a folder
+        appears with the first file in it, so an empty one does not.
 
         Args:
             path: of the file, or of the folder that the contents go into. An empty one, or one that ends

@@ -131,6 +131,8 @@ def _to_upload(source: Path, path: str) -> Iterator[tuple[Path, str]]:
         name = file.relative_to(source).as_posix()
         if file.is_file():
             yield file, f"{folder}/{name}" if folder else name
+        elif file.is_symlink() and file.is_dir():
+            raise Invalid.field("source", f"{file} is a link to a folder, which can't be put: put the folder itself")
         elif not file.is_dir():
             raise Invalid.field("source", f"{file} is neither a file nor a folder")
 

@@ -146,6 +146,11 @@ def test_what_can_not_be_put(client_of: ClientOf, tmp_path: Path) -> None:
     (tmp_path / "dangling").symlink_to("nowhere")
     with pytest.raises(Invalid, match="neither a file nor a folder"):
         client.datastores.upload("digits", tmp_path)
+    (tmp_path / "dangling").unlink()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("folder")
+    with pytest.raises(Invalid, match="is a link to a folder"):
+        client.datastores.upload("digits", tmp_path)
     for path in ("../x", "a/../b"):
         with pytest.raises(Invalid, match=r"\.\."):
             client.datastores.write("digits", path, b"")
