@@ -35,18 +35,20 @@ def up(
     from elearn.up import up as bring_up
 
     with Steps() as steps:
-        starting: dict[str, str] = {}
+        changing: dict[str, list[str]] = {}  # names by what they are about
 
         def report(event: "Event") -> None:
             if isinstance(event, Progress):
-                trouble = f" ({event.state}{f': {event.reason}' if event.reason else ''})"
-                starting[event.name] = event.name + (trouble if event.state != "starting" else "")
-                if event.state == "ready":
-                    del starting[event.name]
+                for names in changing.values():
+                    if event.name in names:
+                        names.remove(event.name)
+                reason = f" ({event.reason})" if event.reason else ""
+                if event.state not in ("ready", "stopped"):
+                    changing.setdefault(event.state, []).append(event.name)
                 if sys.stderr.isatty():
-                    steps.say(f"starting {', '.join(starting.values())}" if starting else "ready")
-                elif event.state != "starting":
-                    steps.say(f"{event.name} {event.state}{f': {event.reason}' if event.reason else ''}")
+                    steps.say("; ".join(f"{state} {', '.join(names)}" for state, names in changing.items() if names))
+                elif event.state not in ("starting", "stopping"):
+                    steps.say(f"{event.name} {event.state}{reason}")
             elif isinstance(event, Ready):
                 steps.stop()
                 if not detach and not show(output, {"url": event.url, "seconds": event.seconds}):
