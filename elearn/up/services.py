@@ -26,15 +26,15 @@ def environment(
 ) -> dict[str, str]:
     """The environment of a service: the caller's, with what the platform knows better.
 
-    What the user may set is left as it is: ELEARN_LOCAL_ROOTS, ELEARN_MODEL_STORE, ELEARN_CPUS,
+    What the user may set is left as it is: ELEARN_CLOUD, ELEARN_LOCAL_ROOTS, ELEARN_MODEL_STORE, ELEARN_CPUS,
     ELEARN_MEMORY, ELEARN_FAKE_GPUS, ELEARN_LOG_LEVEL and whatever else a service reads.
     """
     settings = {
+        "ELEARN_CLOUD": "local",
         "ELEARN_LOCAL_ROOTS": f"{user_home}:{home.root}",
         "ELEARN_MODEL_STORE": str(home.models),
         **{key: value for key, value in inherited.items() if key not in _NOT_INHERITED},
         "ELEARN_HOME": str(home.root),
-        "ELEARN_CLOUD": "local",
         "ELEARN_NATS_URL": nats.url(name, secrets.nats[name], ports.nats),
         "ELEARN_POSTGRES_URL": databases.url(name, secrets.postgres[name], ports.postgres, name),
         "ELEARN_HEALTH_HOST": "127.0.0.1",

@@ -140,7 +140,7 @@ def test_a_service_gets_its_own_addresses_and_what_the_user_set() -> None:
         nats={name: f"nats-{name}" for name in services.SERVICES},
         postgres={name: f"postgres-{name}" for name in services.SERVICES},
     )
-    inherited = {"PATH": "/bin", "ELEARN_CPUS": "3", "ELEARN_TOKEN": "mine", "ELEARN_CLOUD": "kubernetes"}
+    inherited = {"PATH": "/bin", "ELEARN_CPUS": "3", "ELEARN_TOKEN": "mine", "ELEARN_NATS_URL": "theirs"}
     found = services.environment("registry", home, PORTS, secrets, inherited, Path("/home/ada"))
     assert found["ELEARN_POSTGRES_URL"] == "postgresql://registry:postgres-registry@127.0.0.1:20002/registry"
     assert found["ELEARN_NATS_URL"] == "nats://registry:nats-registry@127.0.0.1:20001"
