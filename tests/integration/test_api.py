@@ -5,8 +5,10 @@ from collections.abc import AsyncIterator
 from io import BytesIO
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from shared.contracts.datastore import CreateDatastore, Datastore
 from tests.integration.api_rooms import ADMIN, Door, door
 from tests.support.rooms import clean_nats, event_where, until
 from tests.support.servers import FreshDatabase
@@ -37,6 +39,21 @@ async def test_resources_are_made_listed_and_deleted(api: Door) -> None:
     assert (await api.ask("POST", f"{BASE}/datastores/digits/probe"))[1]["ok"] is True
     assert (await api.ask("POST", f"{BASE}/datastores/digits/arrivals", json={"path": "today"}))[0] == 202
     assert api.rooms.asked[-1][1].arrival.path == "today"
+
+
+async def test_a_datastore_that_is_ready_in_a_moment_is_waited_for(api: Door) -> None:
+    make = api.rooms.create_datastore
+
+    async def later(request: CreateDatastore) -> Datastore:
+        made = msgspec.structs.replace(await make(request), state="provisioning")
+        api.rooms.datastores[made.name] = made
+        loop = asyncio.get_running_loop()
+        loop.call_later(0.05, api.rooms.datastores.update, {made.name: msgspec.structs.replace(made, state="ready")})
+        return made
+
+    api.rooms.answers_instead["datastore.create"] = later
+    status, made, _ = await api.ask("POST", f"{BASE}/datastores", json=DATASTORE)
+    assert (status, made["state"]) == (201, "ready")
 
 
 async def test_a_submit_is_one_request_to_the_scheduler_and_carries_its_cause(api: Door) -> None:

@@ -1,13 +1,18 @@
 """``/v1/projects/{project}/datastores``: make, look at, probe and delete; announce arrived data."""
 
+import asyncio
+
 from services.api.routes.listing import Datastores, list_request
 from services.api.table import Answer, Call, NoBody, NoQuery, Route
 from shared.contracts import datastore
 from shared.contracts.common import Named, Page
 from shared.contracts.datastore import Arrival, Arrived, CreateDatastore, Datastore, DatastoreSpec, Probe
+from shared.errors import NotFound, Unavailable
 
 BASE = "/v1/projects/{project}/datastores"
 _PROBE_SECONDS = 30.0
+_READY_SECONDS = 1.0
+_LOOK_AGAIN_SECONDS = 0.02
 
 
 def _location(made: Datastore) -> str:
@@ -15,7 +20,17 @@ def _location(made: Datastore) -> str:
 
 
 async def _create(call: Call[DatastoreSpec, NoQuery]) -> Answer:
-    made = await call.gateway.bus.call(datastore.CREATE, CreateDatastore(project=call.project, spec=call.body))
+    """Make a datastore; what is ready in a moment is waited for, so that it can be used at once."""
+    bus = call.gateway.bus
+    made = await bus.call(datastore.CREATE, CreateDatastore(project=call.project, spec=call.body))
+    loop = asyncio.get_running_loop()
+    until = loop.time() + _READY_SECONDS
+    while made.state == "provisioning" and loop.time() < until:
+        await asyncio.sleep(_LOOK_AGAIN_SECONDS)
+        try:
+            made = await bus.call(datastore.GET, Named(project=made.project, name=made.name))
+        except (NotFound, Unavailable):
+            break  # it was made; what became of it since is for the next request to tell
     return Answer(body=made, status=202 if made.state == "provisioning" else 201, location=_location(made))
 
 
