@@ -211,6 +211,9 @@ def predict(
     file: Annotated[
         str | None, typer.Argument(metavar="FILE|-", help="JSON: {instances: […]} or {inputs: …}, or a list.")
     ] = None,
+    body: Annotated[
+        str | None, typer.Option("--json", help="The same as a file holds, right here: '{\"instances\": […]}'.")
+    ] = None,
     instances: Annotated[str | None, typer.Option(help="JSON, a list with one entry per example.")] = None,
     inputs: Annotated[str | None, typer.Option(help="JSON, the tensors by name.")] = None,
     signature: Annotated[str | None, typer.Option(help="By default the model's own.")] = None,
@@ -220,7 +223,7 @@ def predict(
     """Ask for predictions over REST."""
     from shared.errors import Invalid
 
-    request = specs.prediction(file, instances, inputs)
+    request = specs.prediction(file, body, instances, inputs)
     with connected(project) as client:
         if (signature is not None) and "signature_name" in request:
             raise Invalid("the signature is named twice")

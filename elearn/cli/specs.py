@@ -140,8 +140,8 @@ def shares(texts: Sequence[str] | None) -> dict[int, int] | None:
     return found
 
 
-def prediction(file: str | None, instances: str | None, inputs: str | None) -> dict[str, Any]:
-    """What to predict on, out of a file (``-``: standard input) or of one of two options.
+def prediction(file: str | None, body: str | None, instances: str | None, inputs: str | None) -> dict[str, Any]:
+    """What to predict on, out of a file (``-``: standard input) or of one of the options.
 
     Raises:
         Invalid: there is none or more than one, or it is not JSON of TensorFlow Serving's form.
@@ -153,13 +153,12 @@ def prediction(file: str | None, instances: str | None, inputs: str | None) -> d
 
     from shared.errors import Invalid, Malformed
 
-    given = [text for text in (file, instances, inputs) if text is not None]
+    options = {file or "": file, "--json": body, "--instances": instances, "--inputs": inputs}
+    given = {source: text for source, text in options.items() if text is not None}
     if len(given) != 1:
-        raise Invalid("give a JSON file, --instances or --inputs, and only one of them")
-    text = given[0]
-    source = "--instances" if instances is not None else "--inputs"
+        raise Invalid("give a JSON file, --json, --instances or --inputs, and only one of them")
+    ((source, text),) = given.items()
     if file is not None:
-        source = file
         try:
             text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -168,10 +167,10 @@ def prediction(file: str | None, instances: str | None, inputs: str | None) -> d
         value = msgspec.json.decode(text)
     except msgspec.DecodeError as error:
         raise Malformed(f"{source} is not JSON: {error}") from None
-    if instances is not None or isinstance(value, list):
-        value = {"instances": value} if file is None or isinstance(value, list) else value
-    elif inputs is not None:
+    if inputs is not None:
         value = {"inputs": value}
+    elif instances is not None or isinstance(value, list):
+        value = {"instances": value}
     if not isinstance(value, dict) or not set(value) <= {"instances", "inputs", "signature_name"}:
         raise Invalid(f'{source}: expected {{"instances": […]}} or {{"inputs": …}}')
     return value

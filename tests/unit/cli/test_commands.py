@@ -287,6 +287,8 @@ def test_a_version_is_waited_for(command: Command, gateway: Gateway) -> None:
     [
         (["--instances", "[[1, 2]]"], {"instances": [[1, 2]]}),
         (["--inputs", '{"x": 1}', "--signature", "s"], {"inputs": {"x": 1}, "signature_name": "s"}),
+        (["--json", '{"inputs": [1]}'], {"inputs": [1]}),
+        (["--json", "[1]"], {"instances": [1]}),
         (["{file}"], {"instances": [3], "signature_name": "f"}),
     ],
 )
