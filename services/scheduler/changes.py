@@ -1,5 +1,6 @@
 """The one way a training changes: locked, decided, saved, and told to the world, in one transaction."""
 
+from collections.abc import Callable
 from datetime import datetime
 
 import msgspec
@@ -21,14 +22,24 @@ class Changes:
         self._store = store
         self._outbox = outbox
 
-    async def apply(self, t: Transaction, key: Key, message: Message, now: datetime) -> Decision | None:
+    async def apply(
+        self,
+        t: Transaction,
+        key: Key,
+        message: Message,
+        now: datetime,
+        only_if: Callable[[TrainingRecord], bool] | None = None,
+    ) -> Decision | None:
         """What a message makes of a training, stored; None where there is no such training (any more).
+
+        Args:
+            only_if: asked of the locked row; where it says no, nothing happens either.
 
         Raises:
             WrongState: its state forbids what was asked.
         """
         record = await self._store.find(t, key, lock=True)
-        if record is None:
+        if record is None or (only_if is not None and not only_if(record)):
             return None
         decision = decide(record, message, now, pause_before_attempt)
         if decision.record is record:

@@ -7,8 +7,9 @@ beside the loops, one at a time for each training; what they bring about goes in
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from datetime import datetime, timedelta
-from typing import Final, Literal
+from typing import Final
 
 import structlog
 
@@ -207,7 +208,7 @@ class Controller:
             key = (verdict.waiting.project, verdict.waiting.name)
             if key in self._busy:
                 continue
-            decision = await self._apply(key, Admit(), only_if="queued")
+            decision = await self._apply(key, Admit(), only_if=_may_start)
             if decision is not None and decision.record.wanted:
                 action = Action(what="launch", project=key[0], name=key[1], attempt=decision.record.attempt)
                 self._start(action, decision.record)
@@ -290,15 +291,13 @@ class Controller:
 
     # -- rows
 
-    async def _apply(self, key: Key, message: Message, only_if: Literal["queued"] | None = None) -> Decision | None:
+    async def _apply(
+        self, key: Key, message: Message, only_if: Callable[[TrainingRecord], bool] | None = None
+    ) -> Decision | None:
         with context.caused_by(Cause(actor="scheduler")):
             async with self._database.transaction() as t:
-                if only_if is not None:
-                    record = await self._store.find(t, key, lock=True)
-                    if record is None or record.state != only_if or record.holding:
-                        return None
                 try:
-                    decision = await self._changes.apply(t, key, message, now())
+                    decision = await self._changes.apply(t, key, message, now(), only_if)
                 except WrongState:
                     return None
         if decision is not None and decision.events:
@@ -340,6 +339,11 @@ class Controller:
             if not await self._store.drop_board(t, key, used_at):
                 return
         await self._cloud.close_board(*key)
+
+
+def _may_start(record: TrainingRecord) -> bool:
+    """Still so, now that the row is locked: it may have been stopped, or let in by another replica."""
+    return record.state == "queued" and not record.holding
 
 
 def _until(moment: datetime | None) -> float:

@@ -1,5 +1,7 @@
 """What users ask to change: submit, stop, free, retry, delete."""
 
+import asyncio
+import math
 from collections.abc import Sequence
 from typing import Final
 
@@ -49,6 +51,8 @@ from shared.postgres import Database, Transaction
 from shared.supervise import Wake
 
 LONGEST_REASON: Final = 500
+_NODES_SECONDS: Final = 5.0
+"""How old the machines' sizes may be by which a spec is judged; what is free of them is asked for each time."""
 
 
 class _Checked(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,7 +60,6 @@ class _Checked(msgspec.Struct, frozen=True, kw_only=True):
 
     plan: tuple[TaskPlan, ...]
     datastores: dict[str, MountableDatastore]
-    nodes: tuple[NodeState, ...]
     notes: tuple[str, ...]
 
 
@@ -82,6 +85,8 @@ class Handlers:
         self._framework = framework
         self._bus = bus
         self._wake = wake
+        self._known_nodes: tuple[NodeState, ...] = ()
+        self._nodes_at = -math.inf
 
     async def submit(self, request: SubmitTraining) -> Training:
         """Check a spec, name it, and put it into the queue."""
@@ -114,7 +119,7 @@ class Handlers:
         admission = admit(
             [*(row.waiting() for row in active if row.queued), this],
             [row.holder() for row in active if row.desired.holding],
-            checked.nodes,
+            await self._cloud.capacity(),
             now(),
         )
         verdict = next(each for each in admission.verdicts if each.waiting is this)
@@ -169,7 +174,7 @@ class Handlers:
             errors += await self._code_errors(request.project, spec.code)
         datastores, found = await self._datastores(request)
         errors += found
-        checked = _Checked(plan=plan, datastores=datastores, nodes=nodes, notes=examination.notes)
+        checked = _Checked(plan=plan, datastores=datastores, notes=examination.notes)
         if not any(error.field.startswith("mounts") for error in errors):
             errors += self._mounts(spec, spec.name, checked, capabilities)[1]
         if errors:
@@ -177,11 +182,15 @@ class Handlers:
         return checked
 
     async def _nodes(self) -> tuple[NodeState, ...]:
-        """The machines; none where the cloud is away, which a training waits for in the queue."""
-        try:
-            return await self._cloud.capacity()
-        except Unavailable:
-            return ()
+        """The machines, as they were a moment ago; none where the cloud is away, which the queue waits for."""
+        moment = asyncio.get_running_loop().time()
+        if moment - self._nodes_at > _NODES_SECONDS:
+            try:
+                self._known_nodes = await self._cloud.capacity()
+            except Unavailable:
+                return ()
+            self._nodes_at = moment
+        return self._known_nodes
 
     def _mounts(
         self, spec: TrainingSpec, name: str, checked: _Checked, capabilities: Capabilities

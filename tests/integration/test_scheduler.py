@@ -28,6 +28,7 @@ from shared.contracts.training import (
     TrainingSpec,
 )
 from shared.errors import Conflict, Invalid, NotFound
+from shared.local.processes import LocalProcesses, processes_root
 from tests.support.rooms import answering, running_room, until
 
 ENVIRON = {"ELEARN_CPUS": "4", "ELEARN_MEMORY": "8Gi", "ELEARN_STOP_GRACE": "2"}
@@ -179,17 +180,13 @@ async def test_a_failing_chief_is_retried_in_the_same_folder_while_retries_last(
     assert failed.reason == "chief-0 ended with exit code 3 (attempt 2)"
 
 
-def kill_task(task: training.Task) -> None:
-    """kill -9 of a task's own process, found by its environment."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            environ = (folder / "environ").read_bytes().split(b"\0")
-            role, _, index = task.name.rpartition("-")
-            wanted = {f"ELEARN_ROLE={role}".encode(), f"ELEARN_INDEX={index}".encode()}
-            if wanted <= set(environ):
-                os.kill(int(folder.name), signal.SIGKILL)
-                return
-    raise AssertionError(f"no process of {task.name}")
+async def kill_task(house: House, one: Training, task: training.Task) -> None:
+    """kill -9 of a task's own process, and of no other on this machine."""
+    processes = LocalProcesses(processes_root(house.home, "scheduler"))
+    status = await processes.status(f"t.default.{one.name}.{one.attempt}.{task.name}")
+    assert status is not None
+    assert status.task is not None
+    os.kill(status.task.pid, signal.SIGKILL)
 
 
 async def test_a_killed_worker_comes_back_on_its_address_and_a_killed_ps_makes_the_next_attempt(
@@ -198,7 +195,7 @@ async def test_a_killed_worker_comes_back_on_its_address_and_a_killed_ps_makes_t
     await house.submit(python("import time; time.sleep(600)"), roles=CLUSTER, retries=1)
     running = await house.until("digits-1", "running")
     worker = next(task for task in running.tasks if task.name == "worker-1")
-    kill_task(worker)
+    await kill_task(house, running, worker)
 
     def came_back(one: Training) -> bool:
         task = next(task for task in one.tasks if task.name == "worker-1")
@@ -207,7 +204,7 @@ async def test_a_killed_worker_comes_back_on_its_address_and_a_killed_ps_makes_t
     after = await until(lambda: house.get("digits-1"), came_back)
     assert (after.state, after.attempt) == ("running", 1)
 
-    kill_task(next(task for task in running.tasks if task.role == "ps"))
+    await kill_task(house, running, next(task for task in running.tasks if task.role == "ps"))
     second = await until(lambda: house.get("digits-1"), lambda one: one.attempt == 2 and one.state == "running")
     assert second.attempts[0].reason == "ps-0 was ended by signal 9"
     stopped = await house.bus.call(training.STOP, StopTraining(project="default", name="digits-1", reason="enough"))
@@ -220,7 +217,7 @@ async def test_a_mirrored_workers_death_fails_the_attempt(house: House) -> None:
     roles = Roles(chief=Role(cpu=0.1), worker=Role(cpu=0.1))
     await house.submit(python("import time; time.sleep(600)"), roles=roles)
     running = await house.until("digits-1", "running")
-    kill_task(running.tasks[1])
+    await kill_task(house, running, running.tasks[1])
     failed = await house.until_freed("digits-1")
     assert (failed.state, failed.reason) == ("failed", "worker-0 was ended by signal 9")
 

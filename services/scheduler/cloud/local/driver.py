@@ -116,6 +116,8 @@ class LocalCloud:
     async def examine(self, spec: TrainingSpec) -> Examination:
         """Whether the program and its Python are there, and what is done otherwise here."""
         can = await self._directories()
+        if preparing.is_plain(spec):
+            return preparing.examine(spec, self._python, can, self._environ)
         return await asyncio.to_thread(preparing.examine, spec, self._python, can, self._environ)
 
     async def capacity(self) -> tuple[NodeState, ...]:

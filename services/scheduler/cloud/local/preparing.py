@@ -60,8 +60,13 @@ def interpreter_for(image: str | None, own: Path) -> Interpreter:
     return Interpreter(python=own)
 
 
+def is_plain(spec: TrainingSpec) -> bool:
+    """Whether nothing of a spec has to be looked for on disk: elearn's own Python runs it."""
+    return spec.command[0] in _PYTHONS and not (spec.image or "").startswith(VENV)
+
+
 def examine(spec: TrainingSpec, own: Path, capabilities: Capabilities, environ: Mapping[str, str]) -> Examination:
-    """What this machine can't do of a spec, or does in its own way. Blocks briefly."""
+    """What this machine can't do of a spec, or does in its own way. Blocks briefly, unless it is plain."""
     errors, notes = [], []
     if spec.image is not None and spec.image.startswith(VENV):
         python = interpreter_for(spec.image, own).python
