@@ -32,7 +32,10 @@ class Home:
     """The folder in which one embedded platform lives."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root.expanduser().resolve()  # one home, one name, whichever way it was reached
+        try:
+            self.root = root.expanduser().resolve()  # one home, one name, whichever way it was reached
+        except RuntimeError as error:
+            raise HomeError(f"can't tell where {root} is ({error}): set HOME, or name a home with --home") from error
         self.token = self.root / "token"
         self.state = self.root / "state.json"
         self.secrets = self.root / "secrets.json"

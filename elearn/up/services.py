@@ -21,17 +21,28 @@ def command(name: str) -> Sequence[str]:
     return (sys.executable, "-P", "-m", f"services.{name}")
 
 
+def user_home() -> Path | None:
+    """The calling user's home; None for a user id that has none."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return None
+
+
 def environment(
-    name: str, home: Home, ports: Ports, secrets: Secrets, inherited: Mapping[str, str], user_home: Path
+    name: str, home: Home, ports: Ports, secrets: Secrets, inherited: Mapping[str, str], user: Path | None
 ) -> dict[str, str]:
     """The environment of a service: the caller's, with what the platform knows better.
 
     What the user may set is left as it is: ELEARN_CLOUD, ELEARN_LOCAL_ROOTS, ELEARN_MODEL_STORE, ELEARN_CPUS,
     ELEARN_MEMORY, ELEARN_FAKE_GPUS, ELEARN_LOG_LEVEL and whatever else a service reads.
+
+    Args:
+        user: the user's own folder, below which local datastores may lie as well.
     """
     settings = {
         "ELEARN_CLOUD": "local",
-        "ELEARN_LOCAL_ROOTS": f"{user_home}:{home.root}",
+        "ELEARN_LOCAL_ROOTS": ":".join(str(root) for root in (user, home.root) if root),
         "ELEARN_MODEL_STORE": str(home.models),
         **{key: value for key, value in inherited.items() if key not in _NOT_INHERITED},
         "ELEARN_HOME": str(home.root),

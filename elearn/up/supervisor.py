@@ -115,7 +115,7 @@ class Supervisor:
         await bus.ready()
         rooms = []
         for name in services.SERVICES:
-            environment = services.environment(name, home, ports, secrets, self._environ, Path.home())
+            environment = services.environment(name, home, ports, secrets, self._environ, services.user_home())
             rooms.append(self._manage(self._service(name, environment, ports.health[name])))
         for room in rooms:
             room.start()
