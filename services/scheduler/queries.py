@@ -94,17 +94,24 @@ class Queries:
         )
 
     async def queue(self, request: ListRequest) -> Page[QueueEntry]:
-        """A project's part of the queue, with places in the whole of it."""
+        """A project's part of the queue, with places in the whole of it.
+
+        Raises:
+            Invalid: another state than ``queued`` is asked for.
+        """
+        if request.state not in (None, "queued"):
+            raise Invalid.field("state", "whatever stands in the queue is queued")
         after = decode_cursor(request.cursor, int)
         async with self._database.transaction() as t:
             active = await self._store.active(t)
         admission = await self._admission(active)
         if admission is None:
             raise Unavailable("the cloud can't be reached, so what the queue waits for is not known")
+        labelled = {row.desired.key for row in active if request.labels.items() <= row.labels.items()}
         entries = []
         for verdict in admission.verdicts:
             one = verdict.waiting
-            if one.project != request.project or verdict.admitted:
+            if one.project != request.project or verdict.admitted or (one.project, one.name) not in labelled:
                 continue
             if after is not None and verdict.position <= int(after[0]):
                 continue

@@ -10,8 +10,9 @@ from services.scheduler.errors import NoSuchTraining
 from services.scheduler.model import Demand, TrainingRecord
 from services.scheduler.reconcile import Desired, Key
 from shared.codec import decode_document, encode_document
-from shared.contracts.common import ListRequest, Page
+from shared.contracts.common import Labels, ListRequest, Page
 from shared.contracts.training import ENDED
+from shared.errors import Invalid
 from shared.paging import decode_cursor, encode_cursor
 from shared.postgres import Transaction
 
@@ -30,6 +31,7 @@ class ActiveTraining(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
     tasks: tuple[Demand, ...]
     nodes: tuple[str, ...]
+    labels: Labels
 
     @property
     def queued(self) -> bool:
@@ -185,7 +187,7 @@ class TrainingStore:
             conditions.append(f"state = ${len(args)}")
         values: list[Any] = list(args)
         if after is not None:
-            values += [datetime.fromisoformat(str(after[0])), after[1]]
+            values += [_instant(str(after[0])), after[1]]
             conditions.append(f"(created_at, name) < (${len(values) - 1}, ${len(values)})")
         rows = await t.fetch(
             "SELECT document FROM training WHERE "
@@ -203,7 +205,7 @@ class TrainingStore:
         """Every row that the controller has to do with, in order of arrival."""
         rows = await t.fetch(
             "SELECT project, name, sequence, state, priority, queued_at, attempt, holding, not_before,"
-            " deadline_at, reason, demand, nodes FROM training WHERE active ORDER BY sequence"
+            " deadline_at, reason, demand, nodes, labels FROM training WHERE active ORDER BY sequence"
         )
         return [_active(row) for row in rows]
 
@@ -250,6 +252,13 @@ class TrainingStore:
             "DELETE FROM board WHERE project = $1 AND name = $2 AND used_at <= $3", *key, used_before
         )
         return status == "DELETE 1"
+
+
+def _instant(text: str) -> datetime:
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        raise Invalid.field("cursor", "is not a cursor of this list") from None
 
 
 def _fitting(rows: list[Any]) -> list[Any]:
@@ -306,4 +315,5 @@ def _active(row: Any) -> ActiveTraining:
         reason=row["reason"],
         tasks=tasks,
         nodes=tuple(decode_document(list[str], row["nodes"])),
+        labels=decode_document(Labels, row["labels"]),
     )

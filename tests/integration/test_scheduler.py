@@ -14,6 +14,7 @@ from services.scheduler.settings import Settings
 from shared.archive import pack
 from shared.bus import Bus
 from shared.codec import decode_json
+from shared.context import Cause, caused_by
 from shared.contracts import datastore, training
 from shared.contracts.common import ListRequest, Named
 from shared.contracts.datastore import LocalVolume, MountableDatastore, MountReply, MountRequest
@@ -397,3 +398,32 @@ async def test_outputs_are_found_in_their_datastore(house: House) -> None:
         await house.bus.call(
             training.FIND_OUTPUT, training.FindOutput(project="default", name="digits-1", path="elsewhere")
         )
+
+
+async def test_lists_page_and_filter(house: House) -> None:
+    for number in range(5):
+        await house.submit(["true"], name="odd" if number % 2 else "even", labels={"n": str(number)})
+    found: list[str] = []
+    cursor = None
+    while True:
+        page = await house.bus.call(training.LIST, ListRequest(project="default", limit=2, cursor=cursor))
+        found += [one.name for one in page.items]
+        cursor = page.next
+        if cursor is None:
+            break
+    assert found == ["even-3", "odd-2", "even-2", "odd-1", "even-1"]
+    page = await house.bus.call(training.LIST, ListRequest(project="default", labels={"n": "3"}))
+    assert [one.name for one in page.items] == ["odd-2"]
+    for request in (ListRequest(project="default", state="done"), ListRequest(project="default", cursor="x")):
+        with pytest.raises(Invalid):
+            await house.bus.call(training.LIST, request)
+
+
+async def test_one_request_sent_twice_under_one_key_is_one_training(house: House) -> None:
+    with caused_by(Cause(actor="alice", idempotency_key="k1")):
+        first = await house.submit(["true"])
+        again = await house.submit(["true"])
+        with pytest.raises(Conflict, match="Idempotency-Key"):
+            await house.submit(["false"])
+    assert (first.name, again.name, first.created_by) == ("digits-1", "digits-1", "alice")
+    assert (await house.submit(["true"])).name == "digits-2"
