@@ -6,6 +6,7 @@ from datetime import datetime
 import msgspec
 
 from services.scheduler.decide import decide
+from services.scheduler.metrics import note_change
 from services.scheduler.model import Decision, Happened, Message, TrainingRecord, view
 from services.scheduler.reconcile import Key
 from services.scheduler.retry import pause_before_attempt
@@ -44,6 +45,7 @@ class Changes:
         decision = decide(record, message, now, pause_before_attempt)
         if decision.record is record:
             return decision
+        note_change(record, decision, now)
         await self._store.save(t, decision.record)
         await self.publish(t, decision)
         if record.holding and not decision.record.holding:

@@ -17,6 +17,7 @@ from services.scheduler.admission import admit
 from services.scheduler.changes import Changes
 from services.scheduler.cloud.port import AttemptGone, AttemptSeen, Launch, Synced, TrainingCloud
 from services.scheduler.errors import CannotLaunch, NoRoomLeft, WrongState
+from services.scheduler.metrics import note_active, note_failed_call
 from services.scheduler.model import (
     Admit,
     DeadlinePassed,
@@ -70,6 +71,7 @@ class Controller:
         self._board_idle = timedelta(seconds=board_idle)
         self._shown: dict[Key, dict[int, AttemptSeen]] = {}
         self._synced = False
+        self._settled = False
         self._news: dict[tuple[Key, int], AttemptSeen] = {}
         self._new = Wake()
         self._busy: dict[Key, asyncio.Task[None]] = {}
@@ -103,7 +105,7 @@ class Controller:
     def _see_nothing(self) -> None:
         self._shown.clear()
         self._news.clear()
-        self._synced = False
+        self._synced = self._settled = False
 
     async def follow(self) -> None:
         """Bring what was shown into the rows; never ends."""
@@ -163,6 +165,11 @@ class Controller:
         async with self._database.transaction() as t:
             active = await self._store.active(t)
             removals = await self._store.removals(t)
+        note_active([_shown_state(row) for row in active])
+        if synced and not self._settled:
+            held = [row.desired for row in active if row.desired.holding]
+            await self._cloud.settle(frozenset((row.project, row.name, row.attempt) for row in held))
+            self._settled = True
         plan = reconcile([row.desired for row in active], shown, now(), synced=synced)
         for action in plan.actions:
             await self._do(action)
@@ -281,6 +288,7 @@ class Controller:
         count, _ = self._failing.get(action.key, (0, 0.0))
         pause = _PAUSES[min(count, len(_PAUSES) - 1)]
         self._failing[action.key] = (count + 1, asyncio.get_running_loop().time() + pause)
+        note_failed_call(action.what)
         _log.warning("trying again", what=action.what, training=action.key, error=problem, pause=pause)
         if action.what == "launch":
             with contextlib.suppress(ElearnError):
@@ -339,6 +347,10 @@ class Controller:
             if not await self._store.drop_board(t, key, used_at):
                 return
         await self._cloud.close_board(*key)
+
+
+def _shown_state(row: ActiveTraining) -> str:
+    return "freeing" if row.desired.holding and row.desired.state not in ("starting", "running") else row.desired.state
 
 
 def _may_start(record: TrainingRecord) -> bool:

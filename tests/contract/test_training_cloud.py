@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from services.scheduler.cloud.local import LocalCloud
+from services.scheduler.cloud.local.layout import owner
 from services.scheduler.cloud.port import AttemptGone, AttemptSeen, Launch, Synced, TrainingCloud
 from services.scheduler.errors import CannotLaunch, NoRoomLeft
 from services.scheduler.frameworks.tensorflow import TensorFlow
@@ -22,7 +23,7 @@ from shared.contracts.datastore import LocalVolume
 from shared.contracts.training import Role, Roles, Task
 from shared.errors import Malformed
 from shared.local.gpus import Gpu
-from shared.local.ledger import Ledger
+from shared.local.ledger import Ledger, Request
 from shared.local.machine import Machine
 from tests.support.training_cloud_fake import FakeCloud, FakeMachines
 from tests.support.trainings import spec
@@ -68,6 +69,10 @@ class Cloud(ABC):
     def env(self) -> dict[str, str]:
         return {}
 
+    @abstractmethod
+    def forgotten(self, name: str, cpu: float) -> None:
+        """Resources are handed out to an attempt of which nothing runs."""
+
     def lose(self, volume: Path) -> None:
         """A volume is not there any more."""
         volume.rmdir()
@@ -82,6 +87,9 @@ class Fake(Cloud):
 
     def end(self, launch: Launch, task: str, code: int) -> None:
         self.machines.end((launch.project, launch.name, launch.attempt), task, code)
+
+    def forgotten(self, name: str, cpu: float) -> None:
+        self.machines.launches["p", name, 1] = self.launch(name, roles=Roles(chief=Role(cpu=cpu)))
 
     def lose(self, volume: Path) -> None:
         self.machines.gone.add(str(volume))
@@ -98,6 +106,9 @@ class Local(Cloud):
 
     def driver(self) -> LocalCloud:
         return LocalCloud(self.home, self.ledger, TensorFlow(), self._code, grace=2, restarts=3)
+
+    def forgotten(self, name: str, cpu: float) -> None:
+        self.ledger.acquire(owner("p", name, 1), [Request(task="chief-0", cpu=cpu)])
 
     async def _code(self, _: str, digest: str) -> AsyncIterator[bytes]:
         yield await asyncio.to_thread(self.archives[digest].read_bytes)
@@ -322,6 +333,19 @@ async def test_no_capacity_is_lost_over_many_attempts(cloud: Cloud) -> None:
         await driver.launch(cloud.launch(attempt=attempt, roles=Roles(chief=Role(cpu=4))))
         await driver.free("p", "t-1", attempt)
     assert await driver.capacity() == before
+
+
+async def test_what_nobody_knows_is_given_back_and_what_runs_is_not(cloud: Cloud) -> None:
+    driver = cloud.driver()
+    await driver.launch(cloud.launch("t-1", roles=Roles(chief=Role(cpu=1))))
+    cloud.forgotten("t-9", cpu=2)
+    await driver.settle(frozenset({("p", "t-9", 1)}))
+    with pytest.raises(NoRoomLeft):
+        await driver.launch(cloud.launch("t-2", roles=Roles(chief=Role(cpu=3))))
+    await driver.settle(frozenset())
+    with pytest.raises(NoRoomLeft):
+        await driver.launch(cloud.launch("t-2", roles=Roles(chief=Role(cpu=4))))
+    await driver.launch(cloud.launch("t-2", roles=Roles(chief=Role(cpu=3))))
 
 
 # -- what the local driver does beyond -------------------------------------------------------------

@@ -129,6 +129,11 @@ class FakeCloud:
             for task in tasks.values()
         )
 
+    async def settle(self, holding: frozenset[Ref]) -> None:
+        self._reach()
+        for ref in [ref for ref in self.machines.launches if ref not in holding and ref not in self.machines.attempts]:
+            del self.machines.launches[ref]
+
     async def forget(self, project: str, name: str) -> None:
         self._reach()
         for key in [key for key in self.machines.logs if key[:2] == (project, name)]:

@@ -114,6 +114,12 @@ class TrainingCloud(Protocol):
             How its tasks ended, as far as is known. Logs stay. What is gone already is success.
         """
 
+    async def settle(self, holding: frozenset[tuple[str, str, int]]) -> None:
+        """Give back what is handed out to attempts that none of ``holding`` is, and of which nothing is to be seen.
+
+        Asked once by whoever begins to lead: a database that was restored may know less than the cloud.
+        """
+
     async def forget(self, project: str, name: str) -> None:
         """Remove the logs and whatever else is kept of a training's attempts; all of them are freed."""
 

@@ -245,6 +245,18 @@ class LocalCloud:
         self._placements.pop(self._layout.placement(project, name, attempt), None)
         return tuple(task for task in tasks if task is not None)
 
+    async def settle(self, holding: frozenset[tuple[str, str, int]]) -> None:
+        """Release what the ledger has handed out to attempts that nobody knows."""
+        known = {owner(*each) for each in holding}
+        for status in await self._processes.list():
+            if (identity := parse_process_id(status.id)) is not None:
+                known.add(owner(identity.project, identity.name, identity.attempt))
+        snapshot = await asyncio.to_thread(self._ledger.snapshot)
+        for each in {*snapshot.ports, *(grant.owner for grant in snapshot.grants)}:
+            if is_ours(each) and each not in known:
+                _log.warning("nobody knows who holds this: released", owner=each)
+                await asyncio.to_thread(self._ledger.release, each)
+
     async def forget(self, project: str, name: str) -> None:
         """Remove a training's folder."""
         await asyncio.to_thread(preparing.remove_tree, self._layout.training(project, name))
