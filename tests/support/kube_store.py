@@ -301,7 +301,8 @@ class KubeStore:
             if child is None or child["metadata"].get("deletionTimestamp"):
                 continue
             if not any(self._holds(owner["uid"]) for owner in child["metadata"].get("ownerReferences", ())):
-                self.delete(resource, key[0], key[1])
+                how = "Foreground" if uid in self._uids else "Background"
+                self.delete(resource, key[0], key[1], {"propagationPolicy": how})
 
     def compact(self) -> None:
         """Forget the history: every older resourceVersion and every page's token is answered with 410."""
