@@ -1,7 +1,11 @@
 """Admission, placement, reconcile, retry: tables."""
 
+import re
+from pathlib import Path
+
 import pytest
 
+from services.scheduler import admission
 from services.scheduler.admission import Holder, Waiting, admit, ordinal, size_errors
 from services.scheduler.model import Demand, NodeState
 from services.scheduler.placement import place
@@ -249,3 +253,11 @@ def test_pauses_grow_to_a_bound() -> None:
     assert pauses[0] == 0
     assert pauses == sorted(pauses)
     assert pauses[-1] == LONGEST
+
+
+def test_pure_files_are_pure() -> None:
+    room = Path(admission.__file__).parent
+    forbidden = r"^\s*(import|from) (asyncio|time|random|logging|structlog|asyncpg|nats|aiohttp|os|shared\.clock)\b"
+    names = ("model", "decide", "history", "spec", "admission", "placement", "retry", "reconcile")
+    files = [*(room / f"{name}.py" for name in names), *(room / "frameworks").glob("*.py")]
+    assert not [file.name for file in files if re.search(forbidden, file.read_text(), re.MULTILINE)]
