@@ -125,7 +125,7 @@ def _seen(record: TrainingRecord, message: Seen, now: datetime, pause: Callable[
     changed = msgspec.structs.replace(record, tasks=tasks)
     if not record.wanted:
         return Decision(record=with_last_attempt(changed, tasks=tasks), events=events)
-    if changed.state == "starting" and all(task.started_at is not None for task in tasks):
+    if changed.state == "starting" and _all_run(changed):
         changed = msgspec.structs.replace(
             changed,
             state=next_state(changed, "run"),
@@ -135,6 +135,16 @@ def _seen(record: TrainingRecord, message: Seen, now: datetime, pause: Callable[
         events = (*events, Happened(noun="training", event="running"))
     outcome = _outcome(changed, now, pause)
     return Decision(record=outcome.record, events=(*events, *outcome.events))
+
+
+def _all_run(record: TrainingRecord) -> bool:
+    """Every task runs, or has; one that nobody depends on may have failed to."""
+    found = {task.name: task for task in record.tasks}
+    return all(
+        found[plan.name].started_at is not None
+        or (plan.on_failure == "ignore" and found[plan.name].finished_at is not None)
+        for plan in record.plan
+    )
 
 
 def _outcome(record: TrainingRecord, now: datetime, pause: Callable[[int], float]) -> Decision:
@@ -151,6 +161,9 @@ def _outcome(record: TrainingRecord, now: datetime, pause: Callable[[int], float
     by_itself = [task for task in broken if task.state == "failed"]
     if by_itself:
         first = min(by_itself, key=lambda task: task.finished_at or now)
+        if first.started_at is None:
+            # There is no such program: the next attempt would find none either.
+            return _end(record, "fail", how_it_failed(first), now)
         return _attempt_failed(record, how_it_failed(first), now, pause, own_fault=True)
     if broken:
         what = "was ended from outside" if broken[0].state == "stopped" else "was lost"

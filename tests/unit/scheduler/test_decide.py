@@ -104,6 +104,20 @@ def test_which_end_means_what(roles: Any, states: Any, state: str, reason: str) 
     assert (decision.record.state, decision.record.reason) == (state, reason)
 
 
+def test_an_evaluator_that_can_t_be_started_keeps_nobody_from_running() -> None:
+    one = admitted(roles=cluster(evaluator=1))
+    evaluator = task(one, "evaluator-0", "failed", started_at=None, exit_code=None)
+    assert tell(one, seen(one, evaluator_0=evaluator)).record.state == "running"
+
+
+def test_a_program_that_is_not_there_is_not_tried_again() -> None:
+    one = admitted(retries=5)
+    missing = task(one, "chief-0", "failed", started_at=None, exit_code=None, reason="command not found: x")
+    decision = tell(one, seen(one, chief_0=missing))
+    assert names(decision) == ["chief-0 failed", "failed"]
+    assert decision.record.reason == "chief-0 could not be started: command not found: x"
+
+
 def test_the_first_failure_is_the_reason() -> None:
     one = running(roles=cluster(workers=1, ps=1))
     chief = task(one, "chief-0", "failed", finished_at=at(5), reason="ConnectionError")
