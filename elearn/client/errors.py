@@ -16,12 +16,6 @@ class Unreachable(Unavailable):
     type = "unreachable"
 
 
-class Silent(Unavailable):
-    """An answer began, and then nothing more came for too long."""
-
-    type = "silent"
-
-
 class TimedOut(ElearnError):
     """What was waited for did not happen in time; it may still happen."""
 

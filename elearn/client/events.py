@@ -6,16 +6,13 @@ from typing import Final
 
 import msgspec
 
-from elearn.client.errors import Silent
-from elearn.client.transport import Transport, lines_of
+from elearn.client.transport import Query, Transport, lines_of
 from shared.contracts.event import Event
 from shared.contracts.problem import Problem
 from shared.errors import Internal, Unavailable, from_problem
 
 _QUIET: Final = 45.0
 """Seconds without even a comment after which a connection counts as lost; the gateway sends one each 15."""
-_CAUGHT_UP: Final = 1.0
-"""Seconds without an event after which a replay has come to its end: the stream itself does not mark it."""
 _PAUSE: Final = 0.2
 
 
@@ -58,29 +55,23 @@ class Events:
     ) -> Iterator[Event]:
         """See :meth:`elearn.Client.events`."""
         last: str | None = None
-        if since is None and not follow:
-            since = 0
+        query: Query = {"since": since, "subject": subject, "follow": None if follow else False}
         while True:
             opened = False
             headers = {"Accept": "text/event-stream"}
             if last is not None:
                 headers["Last-Event-ID"] = last
             try:
-                with self._transport.stream(
-                    self._path,
-                    query={"since": since, "subject": subject},
-                    headers=headers,
-                    quiet=_QUIET if follow else _CAUGHT_UP,
-                ) as response:
+                with self._transport.stream(self._path, query=query, headers=headers, quiet=_QUIET) as response:
                     opened = True
                     for frame in frames(lines_of(response.iter_bytes())):
                         yield _event_of(frame)
                         last = frame.id or last
-            except Unavailable as error:
+                if not follow:
+                    return
+            except Unavailable:
                 if not opened:
                     raise  # it has been tried for as long as patience goes
-                if not follow and isinstance(error, Silent):
-                    return
             time.sleep(_PAUSE)  # the gateway ended it, as it does when it is restarted
 
 

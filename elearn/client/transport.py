@@ -12,7 +12,7 @@ import msgspec
 import stamina
 
 from elearn.client.connection import Connection
-from elearn.client.errors import Silent, Unreachable
+from elearn.client.errors import Unreachable
 from shared.contracts.common import Page
 from shared.contracts.problem import Problem
 from shared.errors import ElearnError, Internal, Unavailable, from_problem
@@ -200,8 +200,6 @@ class Transport:
             if self.connection.loopback:
                 raise Unreachable(f"elearn is not running at {url}: start it with `elearn up`") from error
             raise Unreachable(f"can't reach elearn at {url}: {error}") from error
-        except httpx.ReadTimeout as error:
-            raise Silent(f"elearn at {url} did not answer in time") from error
         except httpx.TimeoutException as error:
             raise Unavailable(f"elearn at {url} did not answer in time") from error
         except (httpx.TransportError, httpx.StreamError) as error:

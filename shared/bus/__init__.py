@@ -42,10 +42,10 @@ class Bus:
         return await rpc.call(self._connection, verb, request, timeout=timeout)
 
     def events(
-        self, *, since: int | datetime | None = None, subject: str = f"{PREFIX}.>"
+        self, *, since: int | datetime | None = None, subject: str = f"{PREFIX}.>", follow: bool = True
     ) -> AsyncGenerator[Event, None]:
         """Read lifecycle events; see :func:`shared.bus.events.read_events`."""
-        return events.read_events(self._connection, since=since, subject=subject)
+        return events.read_events(self._connection, since=since, subject=subject, follow=follow)
 
     async def dead_letters(self, *, after: int = 0, limit: int = 100) -> Page[DeadLetter]:
         """List dead letters."""

@@ -25,13 +25,14 @@ _INACTIVE: Final = 60.0
 
 
 async def read_events(
-    connection: Connection, *, since: int | datetime | None, subject: str
+    connection: Connection, *, since: int | datetime | None, subject: str, follow: bool = True
 ) -> AsyncGenerator[Event, None]:
     """Events for ever, in the stream's order, none twice.
 
     Args:
         since: go on after this sequence, or from this time; None: only what happens from now on.
         subject: a filter with NATS wildcards.
+        follow: False ends with the last event that the stream holds.
 
     Raises:
         Unavailable: NATS is away at the start. Later on it is waited for.
@@ -47,20 +48,27 @@ async def read_events(
                 stream, last, start = now_stream, 0, None
             if last is None and start is None:
                 last = (await connection.jetstream().stream_info(STREAM)).state.last_seq
-            consumer = await _passing_consumer(connection, subject, last, start)
+            consumer, pending = await _passing_consumer(connection, subject, last, start)
+            if not follow and not pending:
+                return
             async for raw in Pull(connection, consumer, batch=128).messages():
                 event = event_from(raw)
                 if event.sequence is not None:
                     last = event.sequence
                 pause = 0.2
                 yield event
+                if not follow and not raw.metadata.num_pending:
+                    return
         except (ConsumerLostError, Unavailable, TimeoutError, nats.errors.Error) as error:
             _log.info("event reader interrupted", error=str(error))
             await asyncio.sleep(pause)
             pause = min(5.0, pause * 2)
 
 
-async def _passing_consumer(connection: Connection, subject: str, last: int | None, start: datetime | None) -> str:
+async def _passing_consumer(
+    connection: Connection, subject: str, last: int | None, start: datetime | None
+) -> tuple[str, int]:
+    """The name of a consumer that forgets itself, and how many events it has before it."""
     config = ConsumerConfig(
         filter_subject=subject,
         ack_policy=AckPolicy.NONE,
@@ -75,7 +83,7 @@ async def _passing_consumer(connection: Connection, subject: str, last: int | No
             deliver_policy=DeliverPolicy.BY_START_TIME, opt_start_time=start.astimezone(UTC).isoformat()
         )
     info = await connection.jetstream().add_consumer(STREAM, config)
-    return str(info.name)
+    return str(info.name), info.num_pending or 0
 
 
 def event_from(raw: Msg) -> Event:

@@ -179,6 +179,20 @@ async def test_events_are_replayed_filtered_and_live(api: Door, clean_nats: str)
         assert (await next_event(answer))["data"]["data"]["version"] in ("2", "4")
 
 
+async def test_a_replay_that_does_not_follow_ends(api: Door, clean_nats: str) -> None:
+    async with connected(clean_nats) as connection:
+        for project in ["default"] * 300 + ["other"]:
+            await connection.jetstream().publish(f"elearn.v1.data.arrived.{project}.digits", b"{}")
+    for query, expected in (
+        ("follow=false&subject=elearn.v1.data.>", 300),
+        ("follow=false&since=1h&subject=elearn.v1.data.arrived.default.digits", 300),
+        ("follow=false&subject=elearn.v1.serving.>", 0),
+    ):
+        async with asyncio.timeout(10), get(api, f"{BASE}/events?{query}") as answer:
+            body = await answer.read()
+        assert body.count(b"\ndata: ") == expected
+
+
 async def test_a_silent_stream_shows_that_it_lives(api: Door) -> None:
     async with get(api, f"{BASE}/events?subject=elearn.v1.training.failed.>") as answer:
         async with asyncio.timeout(5):

@@ -3,6 +3,7 @@
 import asyncio
 import re
 from collections.abc import AsyncIterator
+from datetime import datetime
 from typing import Final
 
 import msgspec
@@ -30,10 +31,16 @@ class Events(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     Attributes:
         since: replay from here on: a sequence (those after it), a time, or a span such as `10m`.
         subject: only those on subjects like this one, such as `elearn.v1.training.failed.>`.
+        follow: `false` ends with what has happened so far; without `since`, that is all that is kept.
     """
 
     since: str | None = None
     subject: str | None = None
+    follow: bool = True
+
+
+class _AllTold(Exception):
+    """A replay that does not follow has come to its end."""
 
 
 async def _get(call: Call[None, Events]) -> web.StreamResponse:
@@ -41,12 +48,12 @@ async def _get(call: Call[None, Events]) -> web.StreamResponse:
     last = call.request.headers.get("Last-Event-ID")
     if last is not None and not re.fullmatch(r"\d{1,18}", last):
         raise Invalid.field("Last-Event-ID", "must be the id of an event of this stream: a number")
-    since = int(last) if last is not None else None
-    if since is None and call.query.since is not None:
-        parsed = parse_since(call.query.since, now())
-        events = call.gateway.bus.events(since=parsed, subject=subject)
-    else:
-        events = call.gateway.bus.events(since=since, subject=subject)
+    since: int | datetime | None = None if call.query.follow else 0
+    if last is not None:
+        since = int(last)
+    elif call.query.since is not None:
+        since = parse_since(call.query.since, now())
+    events = call.gateway.bus.events(since=since, subject=subject, follow=call.query.follow)
     response = web.StreamResponse(
         headers={"Content-Type": "text/event-stream", "X-Accel-Buffering": "no", "Cache-Control": "no-store"}
     )
@@ -86,6 +93,8 @@ async def _stream(call: Call[None, Events], response: web.StreamResponse, events
                 return
             if events_now:
                 last = events_now[-1].sequence
+    except _AllTold:
+        await response.write_eof()
     except ElearnError as error:
         if not response.prepared:
             raise
@@ -105,7 +114,8 @@ async def _next(ahead: "asyncio.Queue[Event]", reading: "asyncio.Task[None]", se
     """The next event; None where none came for so many seconds.
 
     Raises:
-        ElearnError: there will be none.
+        ElearnError: there will be none, because something is away.
+        _AllTold: there will be none, because all have been told.
     """
     if ahead.empty():
         coming = asyncio.ensure_future(ahead.get())
@@ -118,8 +128,9 @@ async def _next(ahead: "asyncio.Queue[Event]", reading: "asyncio.Task[None]", se
                 coming.cancel()
         if not reading.done():
             return None
-        reading.result()
-        raise Unavailable("the event stream ended; connect again")
+        if ahead.empty():  # its last event may have come together with its end
+            reading.result()
+            raise _AllTold
     return ahead.get_nowait()
 
 

@@ -67,17 +67,23 @@ def test_events_go_on_after_the_last_one_that_was_seen(client_of: ClientOf) -> N
     assert asked == [("2", None), ("2", "3"), ("2", "5")]
 
 
-def test_a_replay_ends_where_nothing_more_comes(client_of: ClientOf) -> None:
-    def body() -> Iterator[bytes]:
-        yield text_of(1) + text_of(2)
-        raise httpx.ReadTimeout("timed out")
+def test_a_replay_ends_where_the_gateway_ends_it(client_of: ClientOf) -> None:
+    asked: list[dict[str, str]] = []
+
+    def broken() -> Iterator[bytes]:
+        yield text_of(1)
+        raise httpx.RemoteProtocolError("incomplete chunked read")
 
     def answer(request: httpx.Request) -> httpx.Response:
-        assert request.url.params["since"] == "0"
-        return httpx.Response(200, content=body())
+        asked.append(dict(request.url.params))
+        if len(asked) == 1:
+            return httpx.Response(200, content=broken())
+        assert request.headers["Last-Event-ID"] == "1"
+        return httpx.Response(200, content=text_of(2))
 
     found = list(client_of(answer).events(follow=False))
     assert [event.sequence for event in found] == [1, 2]
+    assert asked == [{"follow": "false"}] * 2
     assert msgspec.json.decode(found[0].data) == {"reason": "a\u2028b"}
 
 
