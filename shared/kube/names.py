@@ -11,6 +11,7 @@ PROJECT: Final = "elearn.dev/project"
 MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 
 DEFAULT_INSTALLATION: Final = "elearn"
+PROJECT_NAMESPACE: Final = "elearn-{project}"
 LONGEST_NAME: Final = 63
 LONGEST_LABEL: Final = 63
 
@@ -56,6 +57,21 @@ def object_name(installation: str, *parts: str, room: int = 0) -> str:
     if not readable[:1].isalpha():
         readable = f"e{readable}" if readable else "e"
     return f"{readable[:longest].rstrip('-')}-{digest(installation, *parts)}"
+
+
+def project_namespace(project: str, pattern: str = PROJECT_NAMESPACE) -> str:
+    """The namespace in which everything of a project lies, the same for every room.
+
+    Args:
+        pattern: ``{project}`` stands for the project's name; without it all projects share one namespace.
+
+    Raises:
+        ValueError: what comes out is no name of a namespace.
+    """
+    name = pattern.replace("{project}", project)
+    if len(name) > LONGEST_NAME or not re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", name):
+        raise ValueError(f"{name!r}, made of {pattern!r}, can't be the name of a namespace")
+    return name
 
 
 def label_value(text: str) -> str:

@@ -1,8 +1,10 @@
 """How a service finds its cluster, from the environment."""
 
+from typing import Literal
+
 import msgspec
 
-from shared.kube.names import DEFAULT_INSTALLATION
+from shared.kube.names import DEFAULT_INSTALLATION, PROJECT_NAMESPACE, project_namespace
 
 
 class KubernetesSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,3 +28,33 @@ class KubernetesSettings(msgspec.Struct, frozen=True, kw_only=True):
     kubernetes_timeout: float = 15.0
     kubernetes_patience: float = 20.0
     kubernetes_requests: int = 32
+
+
+class ProjectSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Where projects lie in the cluster and how elearn's own pods run there: read by every room alike.
+
+    Attributes:
+        kubernetes_project_namespace: name of a project's namespace; ``{project}`` stands for the project's name.
+        kubernetes_create_namespaces: make a project's namespace where it is missing.
+        kubernetes_image: elearn's own image, for save jobs and whatever else works on files.
+        kubernetes_image_pull_policy: when nodes pull it.
+        kubernetes_image_pull_secrets: Secrets in the project's namespace that may pull it.
+        kubernetes_run_as: user and group of our own pods; files that they make are its own.
+    """
+
+    kubernetes_project_namespace: str = PROJECT_NAMESPACE
+    kubernetes_create_namespaces: bool = True
+    kubernetes_image: str = "elearn:dev"
+    kubernetes_image_pull_policy: Literal["IfNotPresent", "Always", "Never"] = "IfNotPresent"
+    kubernetes_image_pull_secrets: tuple[str, ...] = ()
+    kubernetes_run_as: int = 10001
+
+    def namespace_of(self, project: str) -> str:
+        """The namespace of a project."""
+        return project_namespace(project, self.kubernetes_project_namespace)
+
+    @property
+    def one_namespace(self) -> str | None:
+        """The namespace that all projects share, or None where each has its own."""
+        pattern = self.kubernetes_project_namespace
+        return None if "{project}" in pattern else pattern

@@ -1,0 +1,69 @@
+"""The namespaces of projects, made on demand."""
+
+import asyncio
+
+from shared.errors import Forbidden, Unavailable
+from shared.kube.client import Cluster
+from shared.kube.names import PROJECT, labels_of
+from shared.kube.objects import Partial
+from shared.kube.resources import NAMESPACES
+from shared.kube.settings import ProjectSettings
+
+
+class Projects:
+    """Knows each project's namespace, and makes sure that it is there.
+
+    A namespace that is there already is taken as it is, whoever made it: an operator may prepare quotas and rights
+    in it. One that we make enforces restricted pod security.
+    """
+
+    def __init__(self, cluster: Cluster, settings: ProjectSettings) -> None:
+        self._cluster = cluster
+        self._settings = settings
+        self._there: set[str] = set()
+        self._making = asyncio.Lock()
+
+    def namespace(self, project: str) -> str:
+        """The namespace of a project."""
+        return self._settings.namespace_of(project)
+
+    async def ensure(self, project: str) -> str:
+        """The namespace of a project, which is there afterwards.
+
+        Raises:
+            Forbidden: it is not there, and we may not make it.
+        """
+        name = self.namespace(project)
+        if name in self._there or not self._settings.kubernetes_create_namespaces:
+            return name
+        async with self._making:
+            found = await self._cluster.get(NAMESPACES, name, Partial)
+            if found is None:
+                await self._make(name, project)
+            elif found.metadata.deletion_timestamp is not None:
+                raise Unavailable(f"namespace {name} is being deleted: wait until it is gone", retry=5)
+            self._there.add(name)
+        return name
+
+    def forget(self, namespace: str) -> None:
+        """Something said that a namespace is not there (any more): look again the next time."""
+        self._there.discard(namespace)
+
+    async def _make(self, name: str, project: str) -> None:
+        labels = {PROJECT: project} if self._settings.one_namespace is None else {}
+        try:
+            await self._cluster.apply(namespace_manifest(name, self._cluster.installation, labels))
+        except Forbidden as error:
+            raise Forbidden(
+                f"namespace {name} is not there and elearn may not make it: create it ({error.detail})"
+            ) from error
+
+
+def namespace_manifest(name: str, installation: str, labels: dict[str, str]) -> dict[str, object]:
+    """A project's namespace."""
+    enforce = {"pod-security.kubernetes.io/enforce": "restricted"}
+    return {
+        "apiVersion": "v1",
+        "kind": "Namespace",
+        "metadata": {"name": name, "labels": {**labels_of(installation, labels), **enforce}},
+    }
