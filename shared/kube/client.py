@@ -8,6 +8,7 @@ from functools import partial
 from types import TracebackType
 from typing import Final, Literal, Self, TypeVar
 
+import aiohttp
 import msgspec
 import structlog
 
@@ -16,10 +17,10 @@ from shared.kube.backoff import Backoff
 from shared.kube.connection import Connection, Query
 from shared.kube.errors import Asked, Expired, FieldConflict, Foreign
 from shared.kube.kubeconfig import Access, find_access
-from shared.kube.manifest import Head, Manifest, head_of, marked
+from shared.kube.manifest import Head, Manifest, Propagation, delete_options, head_of, marked
 from shared.kube.names import INSTALLATION, Selector, field_manager, label_value, selector_text
 from shared.kube.objects import HasMetadata, Metadata, Partial
-from shared.kube.resources import Resource
+from shared.kube.resources import PODS, Resource
 from shared.kube.sending import Sender, decode
 from shared.kube.settings import KubernetesSettings
 
@@ -27,8 +28,6 @@ _log = structlog.get_logger(__name__)
 
 S = TypeVar("S", bound=HasMetadata)
 T = TypeVar("T")
-
-Propagation = Literal["Background", "Foreground", "Orphan"]
 
 OLDEST: Final = (1, 28)
 PAGE: Final = 500
@@ -221,7 +220,7 @@ class Cluster:
         """One watch request, as chunks of its lines; :func:`shared.kube.watch.watch` makes it endless."""
         parts = {
             **query,
-            "watch": "1",
+            "watch": "true",
             "allowWatchBookmarks": "true",
             "resourceVersion": version,
             "timeoutSeconds": str(seconds),
@@ -266,8 +265,22 @@ class Cluster:
             "timestamps": "true" if timestamps else "",
         }
         asked = Asked(verb="read the log of", plural="pods", namespace=where, name=pod)
-        path = f"/api/v1/namespaces/{where}/pods/{pod}/log"
+        path = PODS.path(where, pod, "log")
         return self._connection.stream(path, asked, query={k: v for k, v in query.items() if v}, idle=idle)
+
+    def socket(
+        self,
+        pod: str,
+        what: str,
+        query: Sequence[tuple[str, str]],
+        protocols: tuple[str, ...],
+        *,
+        namespace: str | None,
+    ) -> AbstractAsyncContextManager[aiohttp.ClientWebSocketResponse]:
+        """A WebSocket into a pod; see :mod:`shared.kube.pods`."""
+        where = namespace or self.namespace
+        asked = Asked(verb=what, plural="pods", namespace=where, name=pod)
+        return self._connection.socket(PODS.path(where, pod, what), asked, query=query, protocols=protocols)
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
@@ -395,7 +408,7 @@ class Cluster:
                 raise Foreign(f"{resource.kind} {name} was not made by this installation of elearn: it is left alone")
             uid = found.metadata.uid
         asked = self._asked("delete", resource, where, name)
-        body = {**_delete_options(propagation, grace), "preconditions": {"uid": uid}}
+        body = {**delete_options(propagation, grace), "preconditions": {"uid": uid}}
         try:
             await self.send("DELETE", resource.path(where, name), asked, body=msgspec.json.encode(body))
         except NotFound:
@@ -423,7 +436,7 @@ class Cluster:
             resource.path(where),
             asked,
             query=self.narrowed(labels, None, ours=True),
-            body=msgspec.json.encode(_delete_options(propagation, grace)),
+            body=msgspec.json.encode(delete_options(propagation, grace)),
         )
 
     # -- what both need ------------------------------------------------------------------------------------------------
@@ -433,10 +446,3 @@ class Cluster:
 
     def _asked(self, verb: str, resource: Resource, namespace: str | None, name: str | None) -> Asked:
         return Asked(verb=verb, plural=resource.plural, group=resource.group, namespace=namespace, name=name)
-
-
-def _delete_options(propagation: Propagation, grace: int | None) -> dict[str, object]:
-    options: dict[str, object] = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": propagation}
-    if grace is not None:
-        options["gracePeriodSeconds"] = grace
-    return options

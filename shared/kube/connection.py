@@ -5,7 +5,7 @@ import socket
 import ssl
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -17,7 +17,7 @@ import structlog
 from aiohttp.connector import AddrInfoType
 
 from shared import clock
-from shared.errors import Unavailable
+from shared.errors import NotFound, Unavailable
 from shared.kube.credentials import Grant
 from shared.kube.errors import Asked, Unreachable, error_of, read_status
 from shared.kube.kubeconfig import Access
@@ -138,6 +138,48 @@ class Connection:
                     return
             await self._renew(generation)
 
+    @asynccontextmanager
+    async def socket(
+        self, path: str, asked: Asked, *, query: Sequence[tuple[str, str]], protocols: tuple[str, ...]
+    ) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
+        """A WebSocket, as processes in pods are talked to.
+
+        Raises:
+            Unreachable: there was no answer.
+            ElearnError: the server refused; a refused handshake has no words of its own.
+        """
+        for again in (True, False):
+            access, generation = self.access, self._generation
+            grant = await access.credential.grant()
+            headers = self._headers(access, grant)
+            session = await self._session_with(access, grant)
+            try:
+                async with asyncio.timeout(self._timeout):
+                    opened = await session.ws_connect(
+                        access.server + path,
+                        params=query,
+                        protocols=protocols,
+                        headers=headers,
+                        proxy=access.proxy or None,
+                        server_hostname=access.server_name or None,
+                        max_msg_size=0,
+                        heartbeat=20.0,
+                    )
+            except aiohttp.WSServerHandshakeError as error:
+                if error.status == 401 and again:
+                    await self._renew(generation)
+                    continue
+                if error.status == 404:
+                    raise NotFound(f"Kubernetes, asked to {asked}: not found, or it does not run") from None
+                raise error_of(read_status(error.status, error.message.encode()), asked) from None
+            except (aiohttp.ClientError, TimeoutError, OSError, ssl.SSLError) as error:
+                raise Unreachable(
+                    f"the Kubernetes API at {access.server} can't be reached to {asked}: {_words(error)}"
+                ) from None
+            async with opened:
+                yield opened
+            return
+
     async def _chunks(self, response: aiohttp.ClientResponse, asked: Asked) -> AsyncIterator[bytes]:
         try:
             async for chunk in response.content.iter_any():
@@ -158,9 +200,7 @@ class Connection:
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         access = self.access
         grant = await access.credential.grant()
-        headers = {**access.headers, "Accept": "application/json", "User-Agent": _USER_AGENT}
-        if grant.authorization:
-            headers["Authorization"] = grant.authorization
+        headers = self._headers(access, grant)
         if body is not None:
             headers["Content-Type"] = content_type
         session = await self._session_with(access, grant)
@@ -184,6 +224,13 @@ class Connection:
             raise Unreachable(
                 f"the Kubernetes API at {access.server} can't be reached to {asked}: {_words(error)}", unsent=unsent
             ) from None
+
+    @staticmethod
+    def _headers(access: Access, grant: Grant) -> dict[str, str]:
+        headers = {**access.headers, "Accept": "application/json", "User-Agent": _USER_AGENT}
+        if grant.authorization:
+            headers["Authorization"] = grant.authorization
+        return headers
 
     async def _session_with(self, access: Access, grant: Grant) -> aiohttp.ClientSession:
         wanted = (*access.route, grant.certificate, grant.key)

@@ -1,6 +1,7 @@
 """Manifests: plain documents that are sent to the API, marked as ours before they go. Pure."""
 
 from collections.abc import Mapping
+from typing import Literal
 
 import msgspec
 
@@ -10,6 +11,10 @@ from shared.kube.resources import Resource, resource_of
 
 Manifest = Mapping[str, object]
 """An object as the API takes it: ``apiVersion``, ``kind``, ``metadata``, and what its kind has."""
+
+
+Propagation = Literal["Background", "Foreground", "Orphan"]
+"""What becomes of the objects that a deleted one owns: they go after it, before it, or stay."""
 
 
 class Head(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,3 +66,11 @@ def _labelled(part: Mapping[str, object], installation: str) -> dict[str, object
         raise Internal(f"metadata of a manifest of ours is {type(metadata).__name__}")
     labels = metadata.get("labels") or {}
     return {**part, "metadata": {**metadata, "labels": {**labels, **labels_of(installation)}}}
+
+
+def delete_options(propagation: Propagation, grace: int | None) -> dict[str, object]:
+    """The body of a deletion."""
+    options: dict[str, object] = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": propagation}
+    if grace is not None:
+        options["gracePeriodSeconds"] = grace
+    return options

@@ -15,12 +15,14 @@ import asyncio
 import base64
 import json
 import re
+import ssl
 from collections import deque
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Literal, Self
 
 import msgspec
-from aiohttp import web
+from aiohttp import WSMsgType, web
 
 from shared.kube.credentials import Fixed, Grant
 from shared.kube.kubeconfig import Access
@@ -84,16 +86,22 @@ class KubeServer:
         gone_in_stream: a watch from a forgotten resourceVersion is answered with 200 and a 410 in the stream, as
             the watch cache does, rather than with 410.
         version: what ``/version`` tells.
+        ports: (namespace, pod, port): the address that forwarding leads to.
+        on_exec: (pod, command, input): what becomes of it, as (exit code, output, errors).
     """
 
-    def __init__(self, store: KubeStore | None = None) -> None:
+    def __init__(self, store: KubeStore | None = None, *, tls: ssl.SSLContext | None = None) -> None:
         self.store = store or KubeStore()
+        self._tls = tls
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.tokens: set[str] | None = None
         self.gone_in_stream = True
         self.version = ("1", "36")
         self.streams: set[Stream] = set()
         self.port = 0
+        self.ports: dict[tuple[str, str, int], tuple[str, int]] = {}
+        self.exec_protocol = "v5.channel.k8s.io"
+        self.on_exec: Callable[[str, list[str], bytes], tuple[int, bytes, bytes]] = lambda *_: (0, b"", b"")
         self.broken: list[Exception] = []
         self._faults: list[Fault] = []
         self._denied: set[tuple[str, str, str | None]] = set()
@@ -123,7 +131,7 @@ class KubeServer:
             app, shutdown_timeout=0.01, handle_signals=False, handler_cancellation=True, access_log=None
         )
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True)
+        site = web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True, ssl_context=self._tls)
         await site.start()
         self.port = self._runner.addresses[0][1]
 
@@ -405,6 +413,10 @@ class KubeServer:
         where = namespace or None
         if method == "GET":
             self._allow("get", resource, where, subresource)
+            if subresource == "portforward":
+                return await self._forward(request, (namespace, name, int(query["ports"])))
+            if subresource == "exec":
+                return await self._execute(request, name)
             if subresource == "log":
                 store.need(resource, name, namespace)
                 return await self._read_log(request, (namespace, name, query.get("container", "")))
@@ -518,6 +530,63 @@ class KubeServer:
     async def _tell(self) -> None:
         async with self._opened:
             self._opened.notify_all()
+
+    async def _forward(self, request: web.Request, key: tuple[str, str, int]) -> web.StreamResponse:
+        socket = web.WebSocketResponse(protocols=("v4.channel.k8s.io",))
+        await socket.prepare(request)
+        port = key[2].to_bytes(2, "little")
+        await socket.send_bytes(b"\0" + port)
+        await socket.send_bytes(b"\1" + port)
+        if key not in self.ports:
+            await socket.send_bytes(b"\1" + f"error forwarding port {key[2]}: connection refused".encode())
+            await socket.close()
+            return socket
+        reader, writer = await asyncio.open_connection(*self.ports[key])
+
+        async def back() -> None:
+            while data := await reader.read(65536):
+                await socket.send_bytes(b"\0" + data)
+            await socket.close()
+
+        task = asyncio.create_task(back())
+        try:
+            async for message in socket:
+                if message.type == WSMsgType.BINARY and message.data[0] == 0:
+                    writer.write(message.data[1:])
+                    await writer.drain()
+        finally:
+            writer.close()
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await writer.wait_closed()
+        return socket
+
+    async def _execute(self, request: web.Request, pod: str) -> web.StreamResponse:
+        socket = web.WebSocketResponse(protocols=(self.exec_protocol,))
+        await socket.prepare(request)
+        stdin = bytearray()
+        if request.query.get("stdin") == "true":
+            async for message in socket:
+                if message.data[0] == 255:
+                    break
+                stdin += message.data[1:]
+        code, out, err = self.on_exec(pod, request.query.getall("command"), bytes(stdin))
+        for channel, data in ((b"\1", out), (b"\2", err)):
+            for at in range(0, len(data), 30000):
+                await socket.send_bytes(channel + data[at : at + 30000])
+        status: Document = {"metadata": {}, "status": "Success"}
+        if code:
+            causes = [{"reason": "ExitCode", "message": str(code)}]
+            status = {
+                "metadata": {},
+                "status": "Failure",
+                "reason": "NonZeroExitCode",
+                "message": f"command terminated with non-zero exit code: exit status {code}",
+                "details": {"causes": causes},
+            }
+        await socket.send_bytes(b"\3" + msgspec.json.encode(status))
+        await socket.close()
+        return socket
 
     async def _read_log(self, request: web.Request, key: tuple[str, str, str]) -> web.StreamResponse:
         lines = self._logs.get(key)
