@@ -47,6 +47,10 @@ e2e: .venv/.complete ## The running product with real TensorFlow, and with proce
 bench: .venv/.complete ## Measure against bare baselines: one JSON line for each figure
 	$(RUN) -m benchmarks
 
+.PHONY: test-compose
+test-compose: .venv/.complete ## Build the images and run the main job in containers; needs a Docker engine
+	$(PYTEST) tests/compose
+
 .PHONY: contracts
 contracts: .venv/.complete ## Write docs/contracts anew from the structs, and the protocol buffers
 	$(RUN) -m services.api.contracts

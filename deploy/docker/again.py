@@ -42,7 +42,7 @@ def _run(command: list[str]) -> tuple[int, bool]:
     if child == 0:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         try:
-            os.execvp(command[0], command)
+            os.execvp(command[0], command)  # noqa: S606 - a shell is what this avoids
         except OSError as problem:
             sys.stderr.write(f"again: {command[0]}: {problem.strerror}\n")
         os._exit(127)
