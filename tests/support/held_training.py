@@ -26,7 +26,7 @@ def say(text: str) -> None:
     if step is None:
         return
     last = int(step[2] or sys.maxsize)
-    until = time.monotonic() + 0.2
+    until = time.monotonic() + 0.5
     while (OUT / "hold").exists() and (time.monotonic() < until or int(step[1]) > 0.8 * last):
         time.sleep(0.01)
 
