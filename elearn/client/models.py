@@ -11,7 +11,7 @@ from elearn.client.transport import Transport, label_query
 from elearn.client.waiting import pauses
 from shared.contracts.common import Done, Labels, Page
 from shared.contracts.model import Alias, AliasMove, Model, SaveRequest, Version
-from shared.errors import Conflict, Invalid
+from shared.errors import Conflict, Invalid, NotFound
 
 
 class Models:
@@ -98,7 +98,10 @@ class Models:
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         for pause in pauses(deadline):
-            found = next((each for each in self.versions(model) if each.lineage.training == training), None)
+            try:
+                found = next((each for each in self.versions(model) if each.lineage.training == training), None)
+            except NotFound:  # its first version makes the model
+                found = None
             if found is not None:
                 left = None if deadline is None else max(deadline - time.monotonic(), 0.0)
                 return self.wait(model, found.number, timeout=left)
