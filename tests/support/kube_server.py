@@ -70,6 +70,8 @@ class Stream:
         self.resource = resource
         self.changed = asyncio.Event()
         self.actions: deque[str] = deque()
+        self.cut_line = False
+        self.position = 0
 
     def act(self, action: str) -> None:
         self.actions.append(action)
@@ -205,7 +207,10 @@ class KubeServer:
     async def cut(self, *, mid_line: bool = False) -> None:
         """Cut every open watch, now, or in the middle of its next line."""
         for stream in tuple(self.streams):
-            stream.act("cut line" if mid_line else "cut")
+            if mid_line:
+                stream.cut_line = True
+            else:
+                stream.act("cut")
         if not mid_line:
             await self.watched(0)
 
@@ -234,6 +239,12 @@ class KubeServer:
 
         async with asyncio.timeout(timeout), self._opened:
             await self._opened.wait_for(open_now)
+
+    async def settled(self, *, timeout: float = 5.0) -> None:
+        """Wait until every open watch has been sent everything."""
+        async with asyncio.timeout(timeout):
+            while any(stream.position < self.store.revision for stream in self.streams):
+                await asyncio.sleep(0)
 
     def asked(self, method: str, path: str, *, watch: bool | None = None) -> int:
         """How many requests there were."""
@@ -468,36 +479,37 @@ class KubeServer:
         stream = Stream(request, resource)
         self.streams.add(stream)
         await self._tell()
-        cut_next = False
         try:
             async with asyncio.timeout(float(query.get("timeoutSeconds", "1800"))):
                 while True:
-                    while stream.actions:
-                        action = stream.actions.popleft()
-                        if action == "cut":
-                            return self._abort(request)
-                        if action == "cut line":
-                            cut_next = True
-                        elif action == "end":
-                            return response
-                        elif action == "gone":
-                            await response.write(_line("ERROR", ApiError(410, "Expired", "too old").status))
-                            return response
-                        elif action == "upset":
-                            await response.write(_line("ERROR", ApiError(500, "InternalError", "upset").status))
-                            return response
-                        elif action == "bookmark" and "allowWatchBookmarks" in query:
-                            metadata = {"resourceVersion": str(store.revision), "creationTimestamp": None}
-                            mark = {"kind": resource.kind, "apiVersion": resource.api_version, "metadata": metadata}
-                            await response.write(_line("BOOKMARK", mark))
+                    if position < store.oldest - 1:  # it fell behind, and the history that it needed is gone
+                        await response.write(_line("ERROR", gone.status))
+                        return response
                     news = self._news(resource, namespace, labels, fields, position)
                     position = max(position, store.revision)
                     stream.changed.clear()
                     for line in news:
-                        if cut_next:
+                        if stream.cut_line:
                             await response.write(line[: len(line) // 2])
                             return self._abort(request)
                         await response.write(line)
+                    stream.position = position
+                    while stream.actions:
+                        action = stream.actions.popleft()
+                        if action == "cut":
+                            return self._abort(request)
+                        if action == "end":
+                            return response
+                        if action == "gone":
+                            await response.write(_line("ERROR", ApiError(410, "Expired", "too old").status))
+                            return response
+                        if action == "upset":
+                            await response.write(_line("ERROR", ApiError(500, "InternalError", "upset").status))
+                            return response
+                        if action == "bookmark" and "allowWatchBookmarks" in query:
+                            metadata = {"resourceVersion": str(position), "creationTimestamp": None}
+                            mark = {"kind": resource.kind, "apiVersion": resource.api_version, "metadata": metadata}
+                            await response.write(_line("BOOKMARK", mark))
                     await stream.changed.wait()
         except TimeoutError:
             return response

@@ -196,6 +196,7 @@ async def test_any_other_error_event_lists_again(server: KubeServer, cluster: Cl
         await reader.next(2)
         await server.watched(1)
         server.upset()
+        await server.watched(0)
         server.store.add(PODS, pod("b"), "default")
         assert await reader.next() == ["+b Pending"]
         assert server.asked("GET", "/pods$", watch=False) == 2
@@ -206,6 +207,7 @@ async def test_bookmarks_keep_the_place_in_the_history(server: KubeServer, clust
         await reader.next()
         await server.watched(1)
         server.store.add(PODS, pod("noise", ours=False), "default")  # moves the history on, unseen by us
+        await server.settled()
         server.store.compact()
         server.bookmark()
         server.store.add(PODS, pod("a"), "default")
