@@ -56,6 +56,10 @@ contracts: .venv/.complete ## Write docs/contracts anew from the structs, and th
 	$(RUN) -m services.api.contracts
 	$(RUN) elearn/grpc/generate.py
 
+.PHONY: manifests
+manifests: .tools/bin/helm ## Write deploy/kubernetes/elearn.yaml anew from the chart
+	.tools/bin/helm template elearn deploy/kubernetes/chart --namespace elearn > deploy/kubernetes/elearn.yaml
+
 .PHONY: format
 format: .venv/.complete ## Format and mend what can be mended by itself
 	.venv/bin/ruff check --fix .
@@ -78,6 +82,9 @@ $(UV):
 	@$(PYTHON) -c 'import ensurepip, venv' || { echo "$(PYTHON) has no venv: install it (Debian: apt install python3-venv)" >&2; exit 1; }
 	$(PYTHON) -m venv .tools
 	.tools/bin/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+
+.tools/bin/helm: deploy/kubernetes/get_helm.py $(UV)
+	.tools/bin/python deploy/kubernetes/get_helm.py .tools/bin
 
 .venv/.complete: uv.lock pyproject.toml $(UV)
 	$(UV) sync --quiet --frozen --all-extras --compile-bytecode --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')"

@@ -79,7 +79,12 @@ Compose = Callable[[Platform, S], Awaitable[Room]]
 
 
 def main(name: str, kind: type[S], compose: Compose[S]) -> None:
-    """Run a service until SIGTERM or SIGINT; exits with 1 and one line where it can't."""
+    """Run a service until SIGTERM or SIGINT; exits with 1 and one line where it can't.
+
+    With the argument ``migrate`` it only brings the service's database up to date, and ends.
+    """
+    if sys.argv[1:] not in ([], ["migrate"]):
+        sys.exit(f"usage: python -m services.{name} [migrate]")
     try:
         settings = load(kind, os.environ)
     except SettingsError as error:
@@ -88,11 +93,25 @@ def main(name: str, kind: type[S], compose: Compose[S]) -> None:
     module = sys.modules[compose.__module__].__file__
     if module is None:
         raise RuntimeError("compose must live in a file")
+    migrations = Path(module).parent / "migrations"
     try:
-        asyncio.run(_run_until_signal(name, settings, compose, Path(module).parent / "migrations"))
+        if sys.argv[1:]:
+            asyncio.run(_migrate(name, settings, migrations))
+        else:
+            asyncio.run(_run_until_signal(name, settings, compose, migrations))
     except ElearnError as error:
         _log.error("stopped", error=error.detail)
         sys.exit(1)
+
+
+async def _migrate(name: str, settings: ServiceSettings, migrations: Path) -> None:
+    """Bring the database up to date as soon as it answers."""
+    database = Database(settings.postgres_url, name=name, pool_size=settings.pool_size)
+    try:
+        await _patiently("database", lambda: database.migrate(migrations))
+    finally:
+        await database.close()
+    _log.info("migrated")
 
 
 async def _run_until_signal(name: str, settings: S, compose: Compose[S], migrations: Path) -> None:

@@ -1,0 +1,111 @@
+{{- define "elearn.labels" -}}
+app.kubernetes.io/name: elearn
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+{{- end }}
+
+{{- define "elearn.selector" -}}
+app.kubernetes.io/name: elearn
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "elearn.installation" -}}
+{{ .Values.installation | default .Release.Name }}
+{{- end }}
+
+{{- define "elearn.systemNamespace" -}}
+{{ .Values.systemNamespace | default (printf "system-%s" .Release.Namespace) }}
+{{- end }}
+
+{{/* Whether services make the namespaces of projects themselves, and so need rights in all of them. */}}
+{{- define "elearn.everywhere" -}}
+{{ and (contains "{project}" .Values.projects.namespace) (empty .Values.projects.only) | ternary "yes" "no" }}
+{{- end }}
+
+{{/* The namespaces that the chart makes for projects, as a JSON list of [name, project or ""]. */}}
+{{- define "elearn.projectNamespaces" -}}
+{{- if not (contains "{project}" .Values.projects.namespace) -}}
+{{ list (list .Values.projects.namespace "") | toJson }}
+{{- else -}}
+{{- $made := list -}}
+{{- range .Values.projects.only -}}
+{{- $made = append $made (list (replace "{project}" . $.Values.projects.namespace) .) -}}
+{{- end -}}
+{{ $made | toJson }}
+{{- end -}}
+{{- end }}
+
+{{- define "elearn.natsHost" -}}
+{{- if .Values.nats.bundled -}}
+{{ .Release.Name }}-nats
+{{- else -}}
+{{ required "nats.host: the address of your NATS, as nats.bundled is false" .Values.nats.host }}
+{{- end -}}
+{{- end }}
+
+{{- define "elearn.postgresHost" -}}
+{{- if .Values.postgres.bundled -}}
+{{ .Release.Name }}-postgres
+{{- else -}}
+{{ required "postgres.host: the address of your PostgreSQL, as postgres.bundled is false" .Values.postgres.host }}
+{{- end -}}
+{{- end }}
+
+{{- define "elearn.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 10001
+runAsGroup: 10001
+fsGroup: 10001
+seccompProfile: {type: RuntimeDefault}
+{{- end }}
+
+{{- define "elearn.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: {drop: [ALL]}
+{{- end }}
+
+{{/* What a service of the name .service reads; the passwords come first, as the URLs refer to them. */}}
+{{- define "elearn.environment" -}}
+- name: NATS_PASSWORD
+  valueFrom:
+    secretKeyRef: {name: {{ .Values.secret }}, key: nats-password-{{ .service }}}
+- name: POSTGRES_PASSWORD
+  valueFrom:
+    secretKeyRef: {name: {{ .Values.secret }}, key: postgres-password-{{ .service }}}
+- name: ELEARN_NATS_URL
+  value: {{ printf "%s://%s:$(NATS_PASSWORD)@%s:%v" (ternary "tls" "nats" .Values.nats.tls) .service (include "elearn.natsHost" .) .Values.nats.port | quote }}
+- name: ELEARN_POSTGRES_URL
+  value: {{ printf "postgresql://%s:$(POSTGRES_PASSWORD)@%s:%v/%s%s" .service (include "elearn.postgresHost" .) .Values.postgres.port .service (empty .Values.postgres.options | ternary "" (printf "?%s" .Values.postgres.options)) | quote }}
+- name: ELEARN_CLOUD
+  value: kubernetes
+- name: ELEARN_KUBERNETES_NAMESPACE
+  value: {{ include "elearn.systemNamespace" . }}
+- name: ELEARN_KUBERNETES_PROJECT_NAMESPACE
+  value: {{ .Values.projects.namespace | quote }}
+- name: ELEARN_KUBERNETES_CREATE_NAMESPACES
+  value: {{ include "elearn.everywhere" . | eq "yes" | quote }}
+- name: ELEARN_KUBERNETES_IMAGE
+  value: {{ .Values.jobImage | default .Values.image }}
+- name: ELEARN_KUBERNETES_IMAGE_PULL_POLICY
+  value: {{ .Values.imagePullPolicy }}
+- name: ELEARN_KUBERNETES_INSTALLATION
+  value: {{ include "elearn.installation" . }}
+- name: ELEARN_HEALTH_HOST
+  value: 0.0.0.0
+- name: ELEARN_HEALTH_PORT
+  value: "8471"
+- name: ELEARN_LOG_LEVEL
+  value: {{ .Values.logLevel }}
+{{- if eq .service "api" }}
+- name: ELEARN_LISTEN
+  value: 0.0.0.0:8470
+- name: ELEARN_ADMIN_TOKEN_FILE
+  value: /run/elearn/admin-token
+{{- end }}
+{{- range $name, $value := merge (dict) (index .Values.services .service).env .Values.env }}
+- name: {{ $name }}
+  value: {{ $value | quote }}
+{{- end }}
+{{- end }}

@@ -1,0 +1,257 @@
+"""What the chart makes: legal in every supported Kubernetes, restricted, probed, with no right more than needed."""
+
+import subprocess
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.support import kube
+from tests.support.chart import CHART, ROOT, Manifest, committed, of_kind, pod_templates, rendered, run_helm
+
+SERVICES = ("api", "scheduler", "datastore", "registry", "serving")
+EXTERNAL = (
+    "nats.bundled=false",
+    "nats.host=nats.example.org",
+    "nats.tls=true",
+    "postgres.bundled=false",
+    "postgres.host=db.example.org",
+    "postgres.port=6432",
+    "postgres.options=sslmode=verify-full",
+)
+VARIANTS = {
+    "default": (),
+    "external servers": EXTERNAL,
+    "named projects": ("projects.only={search,ads}",),
+    "one namespace for all": ("projects.namespace=work",),
+    "published": ("ingress.enabled=true", "ingress.host=elearn.example.org", "ingress.tlsSecret=tls"),
+    "no policies": ("networkPolicies.enabled=false",),
+    "peers": (
+        "networkPolicies.metricsFrom[0].namespaceSelector.matchLabels.name=monitoring",
+        "networkPolicies.natsFrom[0].ipBlock.cidr=10.0.0.0/8",
+        "networkPolicies.gatewayFrom[0].namespaceSelector.matchLabels.name=ingress",
+    ),
+    "settings": ("env.ELEARN_POOL_SIZE=10", "services.api.env.ELEARN_JSON_LIMIT=1000", "nats.storageClass=fast"),
+    "more rights": (
+        "extraRules.registry[0].apiGroups={example.org}",
+        "extraRules.registry[0].resources={things}",
+        "extraRules.registry[0].verbs={get}",
+    ),
+}
+
+
+# -- without helm: what is committed ------------------------------------------------------------------------------
+
+
+def test_the_committed_manifests_are_legal() -> None:
+    kube.assert_valid(*committed())
+
+
+def test_the_chart_carries_the_same_files_as_compose() -> None:
+    assert (CHART / "files" / "nats.conf").read_text() == (ROOT / "deploy/nats/nats.conf").read_text()
+    assert (CHART / "files" / "databases.sql").read_text() == (ROOT / "deploy/postgres/databases.sql").read_text()
+
+
+@pytest.mark.parametrize("name", sorted(pod_templates(committed())))
+def test_every_pod_is_restricted(name: str) -> None:
+    spec = pod_templates(committed())[name]["spec"]
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert spec["securityContext"]["runAsUser"] > 0
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & spec.keys()
+    assert {next(iter(volume.keys() - {"name"})) for volume in spec.get("volumes", ())} <= {
+        "configMap",
+        "emptyDir",
+        "secret",
+    }
+    for container in spec["containers"]:
+        own = container["securityContext"]
+        assert own["allowPrivilegeEscalation"] is False
+        assert own["readOnlyRootFilesystem"] is True
+        assert own["capabilities"] == {"drop": ["ALL"]}
+        assert {"cpu", "memory"} <= container["resources"]["requests"].keys()
+        assert "memory" in container["resources"]["limits"]
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_every_service_has_two_replicas_with_probes_and_a_budget(service: str) -> None:
+    (deployment,) = [
+        each for each in of_kind(committed(), "Deployment") if each["metadata"]["name"] == f"elearn-{service}"
+    ]
+    assert deployment["spec"]["replicas"] == 2
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert container["command"] == ["python3", "-P", "-m", f"services.{service}"]
+    assert container["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "health"}
+    assert container["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": "health"}
+    environment = {each["name"]: each.get("value") for each in container["env"]}
+    (health,) = [each["containerPort"] for each in container["ports"] if each["name"] == "health"]
+    assert environment["ELEARN_HEALTH_PORT"] == str(health)
+    (budget,) = [
+        each for each in of_kind(committed(), "PodDisruptionBudget") if each["metadata"]["name"] == f"elearn-{service}"
+    ]
+    assert _selects(budget["spec"]["selector"]["matchLabels"], deployment["spec"]["template"])
+
+
+def test_every_selector_finds_pods() -> None:
+    templates = pod_templates(committed()).values()
+    services = of_kind(committed(), "Service")
+    assert len(services) == 3
+    for each in services:
+        found = [template for template in templates if _selects(each["spec"]["selector"], template)]
+        assert len(found) == 1, each["metadata"]["name"]
+        ports = {port["name"] for container in found[0]["spec"]["containers"] for port in container.get("ports", ())}
+        assert {port["targetPort"] for port in each["spec"]["ports"]} <= ports
+    for each in of_kind(committed(), "NetworkPolicy"):
+        wanted = each["spec"]["podSelector"].get("matchLabels", {})
+        assert any(_selects(wanted, template) for template in templates), each["metadata"]["name"]
+
+
+def test_no_secret_is_in_the_manifests_and_the_operators_holds_what_they_ask_for() -> None:
+    assert of_kind(committed(), "Secret") == []
+    text = subprocess.run(
+        [ROOT / "deploy/kubernetes/make-secret"], capture_output=True, text=True, check=True, timeout=30
+    )
+    secret = yaml.safe_load(text.stdout)
+    kube.assert_valid(secret)
+    made: dict[str, str] = secret["stringData"]
+    assert len(set(made.values())) == len(made)
+    assert all(len(value) == 40 and value.isalnum() and value[0].isalpha() for value in made.values())
+    assert _asked_of_secrets(committed()) == {(secret["metadata"]["name"], key) for key in made}
+
+
+def test_the_gateway_has_no_rights_and_nobody_has_all() -> None:
+    bound = {
+        subject["name"]
+        for each in of_kind(committed(), "RoleBinding", "ClusterRoleBinding")
+        for subject in each["subjects"]
+    }
+    assert bound == {f"elearn-{service}" for service in SERVICES if service != "api"}
+    assert pod_templates(committed())["elearn-api"]["spec"]["automountServiceAccountToken"] is False
+    for role in of_kind(committed(), "Role", "ClusterRole"):
+        for rule in role["rules"]:
+            words = {*rule["apiGroups"], *rule["resources"], *rule["verbs"]}
+            assert not words & {"*", "pods/exec", "pods/attach", "escalate", "bind", "impersonate"}, role["metadata"]
+
+
+def test_secrets_of_projects_are_never_read() -> None:
+    for role in of_kind(committed(), "ClusterRole"):
+        for rule in role["rules"]:
+            if "secrets" in rule["resources"]:
+                assert not {"get", "list", "watch"} & set(rule["verbs"]), role["metadata"]["name"]
+
+
+def test_nobody_may_touch_the_namespace_of_the_control_plane() -> None:
+    assert {each["metadata"]["namespace"] for each in of_kind(committed(), "Role")} == {"system-elearn"}
+
+
+def test_every_service_may_only_be_reached_as_a_policy_says() -> None:
+    policies = {each["metadata"]["name"]: each["spec"] for each in of_kind(committed(), "NetworkPolicy")}
+    assert "ingress" not in policies["elearn-default"]
+    assert policies["elearn-default"]["policyTypes"] == ["Ingress", "Egress"]
+    for template in pod_templates(committed()).values():
+        assert _selects(policies["elearn-default"]["podSelector"]["matchLabels"], template)
+    (sources,) = policies["elearn-postgres"]["ingress"]
+    assert [each["podSelector"]["matchLabels"]["elearn.dev/control"] for each in sources["from"]] == ["true"]
+
+
+# -- with helm -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_whatever_is_chosen_is_legal(variant: str) -> None:
+    kube.assert_valid(*rendered(*VARIANTS[variant]))
+
+
+def test_the_committed_manifests_are_the_charts() -> None:
+    assert committed() == rendered(), "run `make manifests`"
+
+
+def test_external_servers_replace_the_bundled_ones() -> None:
+    manifests = rendered(*EXTERNAL)
+    assert of_kind(manifests, "StatefulSet") == []
+    environment = _environment(manifests, "elearn-scheduler")
+    assert environment["ELEARN_NATS_URL"] == "tls://scheduler:$(NATS_PASSWORD)@nats.example.org:4222"
+    assert environment["ELEARN_POSTGRES_URL"] == (
+        "postgresql://scheduler:$(POSTGRES_PASSWORD)@db.example.org:6432/scheduler?sslmode=verify-full"
+    )
+
+
+def test_named_projects_need_no_rights_elsewhere() -> None:
+    manifests = rendered("projects.only={search,ads}")
+    places = {each["metadata"]["namespace"] for each in of_kind(manifests, "Role")}
+    assert places == {"system-elearn", "elearn-search", "elearn-ads"}
+    beyond = {
+        (resource, verb)
+        for role in of_kind(manifests, "ClusterRole")
+        for rule in role["rules"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+    assert {resource for resource, _ in beyond} == {
+        "nodes",
+        "pods",
+        "priorityclasses",
+        "persistentvolumes",
+        "storageclasses",
+        "csidrivers",
+    }
+    assert {verb for resource, verb in beyond if resource == "pods"} == {"get", "list", "watch"}
+    assert _environment(manifests, "elearn-scheduler")["ELEARN_KUBERNETES_CREATE_NAMESPACES"] == "false"
+
+
+def test_a_services_own_setting_goes_before_the_common_one() -> None:
+    manifests = rendered("env.ELEARN_POOL_SIZE=10", "services.registry.env.ELEARN_POOL_SIZE=3")
+    assert _environment(manifests, "elearn-registry")["ELEARN_POOL_SIZE"] == "3"
+    assert _environment(manifests, "elearn-serving")["ELEARN_POOL_SIZE"] == "10"
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("services.api.replica=3", "replica"),
+        ("nats.bundled=false", "nats.host"),
+        ("postgres.bundled=false", "postgres.host"),
+        ("ingress.enabled=true", "ingress.host"),
+        ("projects.namespace=elearn", "control plane"),
+        ("systemNamespace=elearn", "systemNamespace"),
+        ("imagePullPolicy=Sometimes", "imagePullPolicy"),
+        ("env.lower=1", "lower"),
+    ],
+)
+def test_what_can_not_be_meant_is_refused(setting: str, words: str) -> None:
+    ran = run_helm(setting)
+    assert ran.returncode != 0
+    assert words in ran.stderr
+
+
+# -- helpers ---------------------------------------------------------------------------------------------------------
+
+
+def _selects(wanted: dict[str, str], template: Manifest) -> bool:
+    return wanted.items() <= template["metadata"]["labels"].items()
+
+
+def _environment(manifests: tuple[Manifest, ...], name: str) -> dict[str, str]:
+    (container,) = pod_templates(manifests)[name]["spec"]["containers"]
+    names = [each["name"] for each in container["env"]]
+    assert len(names) == len(set(names))
+    return {each["name"]: each.get("value", "") for each in container["env"]}
+
+
+def _asked_of_secrets(manifests: tuple[Manifest, ...]) -> set[tuple[str, str]]:
+    found: set[tuple[str, str]] = set()
+
+    def look(value: Any) -> None:
+        if isinstance(value, dict):
+            if "secretKeyRef" in value:
+                found.add((value["secretKeyRef"]["name"], value["secretKeyRef"]["key"]))
+            if "secretName" in value:
+                found.update((value["secretName"], item["key"]) for item in value["items"])
+            for inner in value.values():
+                look(inner)
+        elif isinstance(value, list):
+            for inner in value:
+                look(inner)
+
+    look(list(manifests))
+    return found
