@@ -306,7 +306,8 @@ class Trainings:
         }
 
     def go(self, name: str) -> None:
-        """Let its tasks end."""
+        """Let its tasks end, those too that have not begun."""
+        (self.folder / name).mkdir(exist_ok=True)
         (self.folder / name / "go").touch()
 
     def starts(self, name: str) -> list[list[str]]:
