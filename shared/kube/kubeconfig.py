@@ -1,7 +1,7 @@
 """Where the cluster is: read from a kubeconfig, or from the pod that we run in.
 
 Read here and not by ``kubernetes_asyncio``, which leaves private keys in temporary files, runs plugins without a
-time-out or a memory, and takes half a second to import; see docs/decisions.
+time-out or a memory, and takes half a second to import; see docs/decisions/0009.
 """
 
 import base64

@@ -71,7 +71,8 @@ async def test_a_scripted_stream_cut_in_a_line_then_gone_then_listed_again(kmock
     kmock["watch", pods][:1] << (line[:40],)
     kmock["watch", pods][1:2] << (line, event("BOOKMARK", {"metadata": {"resourceVersion": "20"}}))
     kmock["watch", pods][2:3] << (event("ERROR", gone),)
-    kmock["watch", pods][3:] << (event("ADDED", pod("d", 31)),)
+    replayed = event("ADDED", pod("a", 5)) + event("DELETED", pod("b", 7))  # of a server that lags behind
+    kmock["watch", pods][3:] << (replayed, event("ADDED", pod("d", 31)))
     assert await read(kmock, 8) == [
         "+a Pending",
         "+b Pending",

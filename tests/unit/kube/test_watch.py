@@ -383,6 +383,18 @@ async def test_one_odd_object_does_not_hide_the_others(server: KubeServer, clust
         assert await reader.next() == ["+b Pending"]
 
 
+async def test_a_line_that_comes_in_many_parts(server: KubeServer, cluster: Cluster) -> None:
+    async with reading(cluster) as reader:
+        await reader.next()
+        await server.watched(1)
+        large = pod("large")
+        large["metadata"]["annotations"] = {"story": "x" * 1_500_000}  # etcd takes no larger ones
+        server.store.add(PODS, large, "default")
+        server.store.add(PODS, pod("small"), "default")
+        assert await reader.next(2) == ["+large Pending", "+small Pending"]
+        assert server.asked("GET", "/pods$", watch=False) == 1
+
+
 async def test_a_selector_that_is_refused_is_the_callers_fault(server: KubeServer, cluster: Cluster) -> None:
     server.fail(400, "BadRequest", "unable to parse requirement")
     async with reading(cluster) as reader:
