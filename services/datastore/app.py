@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import os
 
 from services.datastore.cloud.local import LocalStorage
 from services.datastore.cloud.port import StorageCloud
@@ -14,6 +15,7 @@ from shared.bus import Consumer
 from shared.contracts import datastore as contract
 from shared.errors import Unsupported
 from shared.service import Platform, Room
+from shared.settings import load
 
 
 async def compose(platform: Platform, settings: Settings) -> Room:
@@ -22,6 +24,8 @@ async def compose(platform: Platform, settings: Settings) -> Room:
     Raises:
         Unsupported: the cloud named in the settings is not one of ours.
     """
+    if settings.cloud == "kubernetes":
+        return await _on_kubernetes(platform, settings)
     cloud = _cloud(settings)
     room = assemble(platform, settings, cloud)
     return dataclasses.replace(room, close=(lambda: asyncio.to_thread(cloud.close),))
@@ -69,9 +73,24 @@ def assemble(platform: Platform, settings: Settings, cloud: StorageCloud) -> Roo
     )
 
 
+async def _on_kubernetes(platform: Platform, settings: Settings) -> Room:
+    # Imported here, so that the local cloud neither loads nor waits for what it does not use.
+    from services.datastore.cloud.kubernetes import KubernetesStorage, StorageOptions
+    from shared.kube import Cluster, KubernetesSettings
+    from shared.kube.rights import tell_missing
+    from shared.kube.settings import ProjectSettings
+
+    cluster = Cluster(load(KubernetesSettings, os.environ))
+    cloud = KubernetesStorage(cluster, load(ProjectSettings, os.environ), load(StorageOptions, os.environ))
+    await cluster.__aenter__()
+    room = assemble(platform, settings, cloud)
+    asking = {"rights in Kubernetes": lambda: tell_missing(cluster, cloud.rights())}
+    return dataclasses.replace(room, close=(cluster.close,), leading={**room.leading, **asking})
+
+
 def _cloud(settings: Settings) -> LocalStorage:
     if settings.cloud != "local":
-        raise Unsupported(f"ELEARN_CLOUD: {settings.cloud!r} is not a cloud of the datastore service: local")
+        raise Unsupported(f"ELEARN_CLOUD: {settings.cloud!r} is no cloud of the datastore service: local, kubernetes")
     return LocalStorage(
         home=settings.home,
         roots=settings.roots(),

@@ -100,6 +100,7 @@ class Controller:
             for uid in plan.release:
                 await self._cloud.release(uid)
             for row in plan.gone:
+                await self._cloud.release(row.uid)  # of what was interrupted, the watch need not have told
                 await self._handlers.observed(row.uid, Gone())
         except ElearnError:
             self._wake.ring()  # whatever is left of the plan is made again after the pause

@@ -25,8 +25,8 @@ from shared.errors import Conflict, Forbidden, Internal, Invalid, NotFound
 
 
 class NotOffered(Invalid):
-    def __init__(self, cloud: str, backend: str, offered: Sequence[str]) -> None:
-        message = f"the {cloud} cloud offers: {', '.join(offered)}"
+    def __init__(self, cloud: str, backend: str, offered: Sequence[str], hint: str = "") -> None:
+        message = f"the {cloud} cloud offers: {', '.join(offered)}" + (f"; {hint}" if hint else "")
         super().__init__(f"{backend}: {message}", [FieldError(field=backend, message=message)])
 
 

@@ -46,7 +46,7 @@ class Handlers:
             raise Invalid.of(errors)
         offered = self._cloud.capabilities
         if spec.backend() not in offered.backends:
-            raise NotOffered(offered.cloud, spec.backend(), offered.backends)
+            raise NotOffered(offered.cloud, spec.backend(), offered.backends, offered.hints.get(spec.backend(), ""))
         if errors := await self._cloud.admit(spec):
             raise Invalid.of(errors)
         cause = context.current()

@@ -118,10 +118,15 @@ class LocalVolume(msgspec.Struct, frozen=True, kw_only=True, tag="local"):
 
 
 class ClaimVolume(msgspec.Struct, frozen=True, kw_only=True, tag="claim"):
-    """A claim in the cluster's namespace of the project."""
+    """A claim in the cluster's namespace of the project.
+
+    Attributes:
+        namespace: that namespace, for who is not told the project; empty: not said.
+    """
 
     claim_name: str
     sub_path: str = ""
+    namespace: str = ""
 
 
 class HostPathVolume(msgspec.Struct, frozen=True, kw_only=True, tag="host_path"):

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +24,7 @@ from services.datastore.cloud.port import (
 from shared.contracts.datastore import DatastoreSpec, Local, Volume
 from shared.errors import Conflict, Forbidden, Invalid, NotFound, StorageFull
 from tests.contract.storage_cloud_fake import FakeStorage
+from tests.support.kube_datastores import kubernetes_storage
 
 
 class Bench(NamedTuple):
@@ -37,11 +38,15 @@ def local_storage(tmp_path: Path, *, check_every: float = 60.0) -> LocalStorage:
     return LocalStorage(home=home, roots=[tmp_path], private=["postgres"], check_every=check_every)
 
 
-@pytest.fixture(params=["fake", "local"])
-def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
+@pytest.fixture(params=["fake", "local", "kubernetes"])
+async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Bench]:
     root = tmp_path.resolve()
     if request.param == "fake":
         yield Bench(FakeStorage(), root)
+        return
+    if request.param == "kubernetes":
+        async with kubernetes_storage(root) as (storage, _, _, _):
+            yield Bench(storage, root)
         return
     cloud = local_storage(root)
     yield Bench(cloud, root)

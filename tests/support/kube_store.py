@@ -328,7 +328,7 @@ class KubeStore:
             home = self.find(NAMESPACES, namespace)
             if home is None:
                 raise self.missing(NAMESPACES, namespace)
-            if home["status"]["phase"] == "Terminating" and self.find(resource, name, namespace) is None:
+            if home.get("status", {}).get("phase") == "Terminating" and self.find(resource, name, namespace) is None:
                 raise ApiError(
                     403,
                     "Forbidden",

@@ -1,6 +1,6 @@
 """What the datastore room asks of a cloud."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from typing import Protocol
 
 import msgspec
@@ -17,11 +17,13 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
         cloud: its name, for sentences.
         backends: kinds of storage that it makes into directories.
         keeps_files: what becomes of the files when a datastore is deleted, as a sentence.
+        hints: what an operator would have to provide for backends that are not offered.
     """
 
     cloud: str
     backends: tuple[Backend, ...]
     keeps_files: str
+    hints: Mapping[Backend, str] = {}
 
 
 class Directory(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,0 +1,88 @@
+"""Claims, and volumes made for exactly one claim. Pure."""
+
+from collections.abc import Mapping, Sequence
+
+Document = dict[str, object]
+
+UNSIZED = "1Ti"
+"""What a volume without a size of its own (an NFS share, a bucket, a folder) says, as one must be said."""
+
+
+def fixed_volume(
+    name: str,
+    *,
+    claim: str,
+    namespace: str,
+    labels: Mapping[str, str],
+    source: Mapping[str, object],
+    read_only: bool = False,
+    mount_options: Sequence[str] = (),
+) -> Document:
+    """A volume that only the named claim may use; what lies in it stays when it is deleted.
+
+    Args:
+        source: one of the API's volume sources, such as ``{"nfs": {…}}``.
+    """
+    spec: Document = {
+        "capacity": {"storage": UNSIZED},
+        "accessModes": ["ReadOnlyMany" if read_only else "ReadWriteMany"],
+        "persistentVolumeReclaimPolicy": "Retain",
+        "storageClassName": "",
+        "volumeMode": "Filesystem",
+        "claimRef": {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "namespace": namespace, "name": claim},
+        **source,
+    }
+    if mount_options:
+        spec["mountOptions"] = list(mount_options)
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolume",
+        "metadata": {"name": name, "labels": dict(labels)},
+        "spec": spec,
+    }
+
+
+def fixed_claim(
+    name: str, *, namespace: str, volume: str, labels: Mapping[str, str], read_only: bool = False
+) -> Document:
+    """The claim of :func:`fixed_volume`."""
+    return _claim(
+        name,
+        namespace,
+        labels,
+        {"storageClassName": "", "volumeName": volume},
+        size=UNSIZED,
+        mode="ReadOnlyMany" if read_only else "ReadWriteMany",
+    )
+
+
+def class_claim(
+    name: str, *, namespace: str, storage_class: str, size: str, mode: str, labels: Mapping[str, str]
+) -> Document:
+    """A claim that a storage class provides for."""
+    return _claim(name, namespace, labels, {"storageClassName": storage_class}, size=size, mode=mode)
+
+
+def nfs_source(server: str, path: str) -> Document:
+    return {"nfs": {"server": server, "path": path}}
+
+
+def host_source(path: str) -> Document:
+    """A folder of the node; it is made, as root's, where it is not there."""
+    return {"hostPath": {"path": path, "type": "DirectoryOrCreate"}}
+
+
+def _claim(
+    name: str, namespace: str, labels: Mapping[str, str], how: Mapping[str, object], *, size: str, mode: str
+) -> Document:
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": name, "namespace": namespace, "labels": dict(labels)},
+        "spec": {
+            "accessModes": [mode],
+            "volumeMode": "Filesystem",
+            "resources": {"requests": {"storage": size}},
+            **how,
+        },
+    }

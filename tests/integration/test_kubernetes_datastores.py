@@ -1,0 +1,245 @@
+"""Stories of datastores on an emulated cluster: what goes wrong there, and what is said of it."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+import pytest
+
+from services.datastore.cloud.port import Directory, Observation, Provided, Removed, Synced, Unprovided
+from shared.contracts.datastore import S3, Claim, DatastoreSpec, Local, Nfs
+from shared.errors import Unavailable
+from shared.kube import Cluster
+from shared.kube.resources import (
+    CONFIG_MAPS,
+    JOBS,
+    NAMESPACES,
+    PERSISTENT_VOLUME_CLAIMS,
+    PERSISTENT_VOLUMES,
+    PODS,
+    SECRETS,
+    STORAGE_CLASSES,
+)
+from tests.support.kube_datastores import kubernetes_storage, storage_on
+from tests.support.kube_server import KubeServer
+
+NAMESPACE = "elearn-search"
+
+
+def directory(spec: DatastoreSpec, uid: str = "u1") -> Directory:
+    return Directory(uid=uid, project="search", name=spec.name, spec=spec)
+
+
+def of_class(name: str = "fast") -> Directory:
+    return directory(DatastoreSpec(name="digits", claim=Claim(storage_class=name, size="1Gi")))
+
+
+def storage_class(server: KubeServer, name: str, mode: str = "Immediate") -> None:
+    server.store.add(STORAGE_CLASSES, {"metadata": {"name": name}, "provisioner": "p", "volumeBindingMode": mode})
+
+
+async def next_of(watch: AsyncGenerator[Observation, None]) -> Observation:
+    async with asyncio.timeout(5):
+        return await anext(watch)
+
+
+async def test_a_claim_that_never_binds_fails_with_the_clusters_words_and_heals(tmp_path: Path) -> None:
+    async with kubernetes_storage(tmp_path, binding=False, kubernetes_claim_seconds=0.2) as (cloud, server, life, _):
+        storage_class(server, "fast")
+        await cloud.provision(of_class())
+        (claim,) = server.store.all(PERSISTENT_VOLUME_CLAIMS, NAMESPACE)
+        name = claim["metadata"]["name"]
+        life.event(PERSISTENT_VOLUME_CLAIMS, name, "ProvisioningFailed", "no space on the array", namespace=NAMESPACE)
+        async with contextlib.aclosing(cloud.watch()) as watch:
+            first = await next_of(watch)
+            if first == Synced():
+                first = await next_of(watch)
+            assert isinstance(first, Unprovided)
+            assert "not bound within 0.2 s: ProvisioningFailed: no space on the array" in first.reason
+            life.bind(name, namespace=NAMESPACE)
+            while not isinstance(seen := await next_of(watch), Provided):
+                assert seen == Synced()
+
+
+async def test_a_claim_that_waits_for_its_first_pod_is_ready(tmp_path: Path) -> None:
+    async with kubernetes_storage(tmp_path, binding=False, kubernetes_claim_seconds=0.1) as (cloud, server, _, _):
+        storage_class(server, "lazy", "WaitForFirstConsumer")
+        await cloud.provision(of_class("lazy"))
+        async with contextlib.aclosing(cloud.watch()) as watch:
+            seen = await next_of(watch)
+            assert isinstance(seen, Provided)
+            assert "first mounted" in seen.note
+
+
+async def test_letting_go_of_a_class_claim_keeps_its_volume(tmp_path: Path) -> None:
+    async with kubernetes_storage(tmp_path) as (cloud, server, _, _):
+        storage_class(server, "fast")
+        await cloud.provision(of_class())
+        (claim,) = server.store.all(PERSISTENT_VOLUME_CLAIMS, NAMESPACE)
+        volume = claim["spec"]["volumeName"]
+        server.store.add(
+            PERSISTENT_VOLUMES, {"metadata": {"name": volume}, "spec": {"persistentVolumeReclaimPolicy": "Delete"}}
+        )
+        await cloud.release("u1")
+        assert server.store.all(PERSISTENT_VOLUME_CLAIMS, NAMESPACE) == []
+        kept = server.store.need(PERSISTENT_VOLUMES, volume)
+        assert kept["spec"]["persistentVolumeReclaimPolicy"] == "Retain"
+        assert kept["metadata"]["labels"]["elearn.dev/datastore"] == "digits"
+
+
+async def test_everything_of_a_datastore_goes_and_nothing_else(tmp_path: Path) -> None:
+    async with kubernetes_storage(tmp_path, kubernetes_s3_driver="rclone.csi.veloxpack.io") as (cloud, server, _, _):
+        keys = S3(bucket="b", access_key="AKEY", secret_key="SKEY")
+        await cloud.provision(directory(DatastoreSpec(name="one", s3=keys)))
+        await cloud.provision(directory(DatastoreSpec(name="two", local=Local(path=f"{tmp_path}/two")), "u2"))
+        kinds = (CONFIG_MAPS, PERSISTENT_VOLUMES, PERSISTENT_VOLUME_CLAIMS, SECRETS)
+        assert [len(server.store.all(kind)) for kind in kinds] == [2, 2, 2, 1]
+        assert all(secret["metadata"]["namespace"] == "default" for secret in server.store.all(SECRETS))
+        assert "SKEY" not in repr([server.store.all(kind) for kind in kinds[:3]])
+        async with contextlib.aclosing(cloud.watch()) as watch:
+            assert [type(await next_of(watch)) for _ in range(3)] == [Provided, Provided, Synced]
+            await cloud.release("u1")
+            assert await next_of(watch) == Removed(uid="u1")
+        assert [len(server.store.all(kind)) for kind in kinds] == [1, 1, 1, 0]
+
+
+async def test_a_claim_that_is_theirs_is_left_alone(tmp_path: Path) -> None:
+    async with kubernetes_storage(tmp_path) as (cloud, server, _, _):
+        await cloud.provision(directory(DatastoreSpec(name="digits", claim=Claim(name="theirs"))))
+        async with contextlib.aclosing(cloud.watch()) as watch:
+            missing = await next_of(watch)
+            assert isinstance(missing, Unprovided)
+            assert "there is no claim theirs in namespace elearn-search" in missing.reason
+            assert await next_of(watch) == Synced()
+            claim = {"metadata": {"name": "theirs"}, "spec": {"resources": {}}, "status": {"phase": "Pending"}}
+            server.store.add(PERSISTENT_VOLUME_CLAIMS, claim, NAMESPACE)
+            assert isinstance(await next_of(watch), Provided)
+            await cloud.release("u1")
+            assert await next_of(watch) == Removed(uid="u1")
+        assert [each["metadata"]["name"] for each in server.store.all(PERSISTENT_VOLUME_CLAIMS)] == ["theirs"]
+
+
+async def test_what_the_cluster_refuses_is_said_and_leaves_only_what_goes_with_it(tmp_path: Path) -> None:
+    async with kubernetes_storage(tmp_path) as (cloud, server, _, _):
+        words = "exceeded quota: storage, requested: persistentvolumeclaims=1, used: 5, limited: 5"
+        server.fail(403, "Forbidden", words, method="PATCH", path="persistentvolumeclaims")
+        storage_class(server, "fast")
+        await cloud.provision(of_class())
+        async with contextlib.aclosing(cloud.watch()) as watch:
+            seen = await next_of(watch)
+            assert isinstance(seen, Unprovided)
+            assert "exceeded quota: storage" in seen.reason
+        await cloud.release("u1")
+        assert server.store.all(CONFIG_MAPS) == []
+
+
+async def test_a_missing_right_is_named_and_everything_goes_on_once_it_is_given(tmp_path: Path) -> None:
+    async with kubernetes_storage(tmp_path) as (cloud, server, _, _):
+        wanted = directory(DatastoreSpec(name="digits", nfs=Nfs(server="a", path="/x")))
+        server.deny("patch", "persistentvolumes")
+        with pytest.raises(Unavailable, match="ClusterRole with the verb patch on persistentvolumes"):
+            await cloud.provision(wanted)
+        server.allow()
+        await cloud.provision(wanted)
+        async with contextlib.aclosing(cloud.watch()) as watch:
+            assert isinstance(await next_of(watch), Provided)
+
+
+async def test_an_interrupted_provision_is_taken_up_and_an_interrupted_release_too(tmp_path: Path) -> None:
+    async with kubernetes_storage(tmp_path) as (cloud, server, _, _):
+        wanted = directory(DatastoreSpec(name="digits", nfs=Nfs(server="a", path="/x")))
+        server.fail(500, times=99, method="PATCH", path="persistentvolumeclaims")
+        with pytest.raises(Unavailable):
+            await cloud.provision(wanted)
+        async with contextlib.aclosing(cloud.watch()) as watch:
+            assert await next_of(watch) == Synced()
+            server._faults.clear()
+            await cloud.provision(wanted)
+            assert isinstance(await next_of(watch), Provided)
+            server.fail(500, times=99, method="DELETE", path="persistentvolumes")
+            with pytest.raises(Unavailable):
+                await cloud.release("u1")
+            server._faults.clear()
+            await cloud.release("u1")
+            assert await next_of(watch) == Removed(uid="u1")
+        assert server.store.all(PERSISTENT_VOLUMES) == []
+
+
+async def test_a_namespace_of_its_own_for_each_project_under_restricted_pod_security(tmp_path: Path) -> None:
+    async with kubernetes_storage(tmp_path) as (cloud, server, _, _):
+        await cloud.provision(directory(DatastoreSpec(name="digits", nfs=Nfs(server="a", path="/x"))))
+        labels = server.store.need(NAMESPACES, NAMESPACE)["metadata"]["labels"]
+        assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
+
+
+async def test_files_go_through_one_pod_that_two_replicas_share(tmp_path: Path) -> None:
+    async with kubernetes_storage(tmp_path) as (cloud, server, life, _):
+        path = tmp_path / "files"
+        await cloud.provision(directory(DatastoreSpec(name="digits", local=Local(path=str(path)))))
+        async with contextlib.aclosing(cloud.watch()) as watch:
+            seen = await next_of(watch)
+        assert isinstance(seen, Provided)
+        await cloud.write(seen.volume, "a/b", upload="x", offset=0, data=b"abc", end=True)
+        assert (path / "a/b").read_bytes() == b"abc"
+        other = storage_on(cloud._cluster, tmp_path)
+        assert (await other.read(seen.volume, "a/b", offset=1, length=9)).data == b"bc"
+        (pod,) = server.store.all(PODS)
+        box = pod["spec"]["containers"][0]
+        assert pod["spec"]["automountServiceAccountToken"] is False
+        assert box["securityContext"]["readOnlyRootFilesystem"] is True
+        (job,) = server.store.all(JOBS)
+        life.lose_node("n1")  # and what worked on it
+        life.node("n2")
+        with contextlib.suppress(Unavailable):
+            await cloud.stat(seen.volume, "a/b")
+        server.store.finish(JOBS, job["metadata"]["name"], NAMESPACE)
+        assert (await cloud.stat(seen.volume, "a/b")).size == 3
+
+
+async def test_why_files_can_not_be_reached_yet(tmp_path: Path) -> None:
+    async with kubernetes_storage(tmp_path) as (cloud, server, life, kubelet):
+        kubelet.holding = True
+        cloud._agents._patience = 0.4
+        await cloud.provision(directory(DatastoreSpec(name="digits", local=Local(path=f"{tmp_path}/x"))))
+        async with contextlib.aclosing(cloud.watch()) as watch:
+            seen = await next_of(watch)
+        assert isinstance(seen, Provided)
+        with pytest.raises(Unavailable, match="it is starting; try again"):
+            await cloud.probe(seen.volume, read_only=False)
+        (pod,) = server.store.all(PODS)
+        life.event(PODS, pod["metadata"]["name"], "FailedMount", "access denied by server", namespace=NAMESPACE)
+        probe = await cloud.probe(seen.volume, read_only=False)
+        assert (probe.ok, probe.message) == (False, "FailedMount: access denied by server")
+        (job,) = server.store.all(JOBS)
+        life.image_missing(job["metadata"]["name"], namespace=NAMESPACE)
+        with pytest.raises(Unavailable, match="image elearn:dev can't be pulled"):
+            await cloud.stat(seen.volume, "")
+
+
+async def test_who_does_not_know_the_token_is_told_nothing(tmp_path: Path) -> None:
+    async with kubernetes_storage(tmp_path) as (cloud, _, _, _):
+        await cloud.provision(directory(DatastoreSpec(name="digits", local=Local(path=f"{tmp_path}/x"))))
+        async with contextlib.aclosing(cloud.watch()) as watch:
+            seen = await next_of(watch)
+        assert isinstance(seen, Provided)
+        await cloud.stat(seen.volume, "")
+        stranger = storage_on(cloud._cluster, tmp_path)
+        stranger._agents._secret = b"x" * 64
+        with pytest.raises(Exception, match="does not know this token"):
+            await stranger.stat(seen.volume, "")
+
+
+async def test_other_installations_are_left_alone(tmp_path: Path) -> None:
+    async with kubernetes_storage(tmp_path) as (cloud, server, _, _):
+        wanted = directory(DatastoreSpec(name="digits", nfs=Nfs(server="a", path="/x")))
+        await cloud.provision(wanted)
+        async with Cluster(server.settings(kubernetes_installation="other"), find=server.access) as cluster:
+            await storage_on(cluster, tmp_path).provision(wanted)
+        assert len(server.store.all(PERSISTENT_VOLUMES)) == 2
+        async with contextlib.aclosing(cloud.watch()) as watch:
+            assert isinstance(await next_of(watch), Provided)
+            assert await next_of(watch) == Synced()
+        await cloud.release("u1")
+        (left,) = server.store.all(PERSISTENT_VOLUMES)
+        assert left["metadata"]["labels"]["elearn.dev/installation"] == "other"

@@ -1,0 +1,225 @@
+"""Datastores on Kubernetes: what is refused, what is made, what is told. Tables."""
+
+import base64
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from services.datastore.cloud.kubernetes.manifests import Record, objects_of, record_manifest
+from services.datastore.cloud.kubernetes.observing import Pending, SeenClaim, decide_pending, observe
+from services.datastore.cloud.kubernetes.options import (
+    MOUNTPOINT,
+    RCLONE,
+    StorageOptions,
+    options_problem,
+    spec_errors,
+)
+from services.datastore.cloud.port import Directory, Observation, Provided, Unprovided
+from shared.contracts.datastore import S3, Claim, DatastoreSpec, GlusterFs, Local, Nfs
+from tests.support.kube import assert_valid
+
+ALL = StorageOptions(
+    kubernetes_host_roots=("/srv/data",),
+    kubernetes_nfs_own=("files.example:/own/",),
+    kubernetes_s3_driver=RCLONE,
+    kubernetes_s3_read_only_driver=MOUNTPOINT,
+    kubernetes_glusterfs=("gv0=/mnt/gv0",),
+    kubernetes_single_node_classes=("standard",),
+)
+NONE = StorageOptions()
+NFS = Nfs(server="files.example", path="/export/")
+OWN = Nfs(server="files.example", path="/own")
+
+
+def spec(**backend: Any) -> DatastoreSpec:
+    return DatastoreSpec(name="digits", **backend)
+
+
+def made(chosen: DatastoreSpec, options: StorageOptions = ALL) -> dict[str, Any]:
+    """The manifests by kind; each is what Kubernetes takes."""
+    directory = Directory(uid="u1", project="search", name="digits", spec=chosen)
+    objects = objects_of(directory, options, installation="elearn", namespace="elearn-search", own_namespace="elearn")
+    assert_valid(record_manifest(objects.record), *objects.manifests)
+    found: dict[str, Any] = {str(each["kind"]): each for each in objects.manifests}
+    assert len(found) == len(objects.manifests)
+    return {**found, "record": objects.record}
+
+
+@pytest.mark.parametrize(
+    ("options", "offered"),
+    [(NONE, {"nfs", "claim"}), (ALL, {"nfs", "claim", "local", "s3", "glusterfs"})],
+)
+def test_what_is_offered_follows_what_the_operator_provides(options: StorageOptions, offered: set[str]) -> None:
+    assert set(options.backends()) == offered
+    assert not offered & set(options.hints())
+    assert offered | set(options.hints()) == {"nfs", "claim", "local", "s3", "glusterfs"}
+
+
+@pytest.mark.parametrize(
+    ("chosen", "options", "field"),
+    [
+        (spec(local=Local(path="/srv/data/digits")), ALL, None),
+        (spec(local=Local(path="/srv/data")), ALL, "local.path"),
+        (spec(local=Local(path="/srv/data/../../etc")), ALL, "local.path"),
+        (spec(local=Local(path="/srv/database")), ALL, "local.path"),
+        (spec(nfs=NFS), ALL, None),
+        (spec(nfs=OWN), ALL, None),
+        (spec(nfs=OWN, read_only=True), ALL, "read_only"),
+        (spec(nfs=Nfs(server="a b", path="/x")), ALL, "nfs.server"),
+        (spec(nfs=Nfs(server="a", path="/x/../..")), ALL, "nfs.path"),
+        (spec(nfs=Nfs(server="a", path="/x", options=("hard,nosuid",))), ALL, "nfs.options"),
+        (spec(s3=S3(bucket="b")), ALL, None),
+        (spec(s3=S3(bucket="b", access_key="a")), ALL, "s3.secret_key"),
+        (spec(s3=S3(bucket="b", access_key="a", secret_key="s\nx = y")), ALL, "s3.secret_key"),
+        (spec(s3=S3(bucket="b", prefix="a/../..")), ALL, "s3.prefix"),
+        (spec(s3=S3(bucket="")), ALL, "s3.bucket"),
+        (spec(s3=S3(bucket="b", access_key="a", secret_key="s"), read_only=True), ALL, "s3.access_key"),
+        (spec(s3=S3(bucket="b")), replace(ALL, kubernetes_s3_driver=""), "read_only"),
+        (spec(glusterfs=GlusterFs(servers=("a",), volume="gv0")), ALL, None),
+        (spec(glusterfs=GlusterFs(servers=("a",), volume="other")), ALL, "glusterfs.volume"),
+        (spec(glusterfs=GlusterFs(servers=("a",), volume="gv0", path="/..")), ALL, "glusterfs.path"),
+        (spec(claim=Claim(name="theirs")), ALL, None),
+        (spec(claim=Claim(storage_class="fast", size="10Gi")), ALL, None),
+        (spec(claim=Claim(storage_class="fast")), ALL, "claim.size"),
+        (spec(claim=Claim(storage_class="fast", size="much")), ALL, "claim.size"),
+        (spec(claim=Claim(storage_class="fast", size="0")), ALL, "claim.size"),
+    ],
+)
+def test_what_can_never_be_provided_is_refused_by_field(
+    chosen: DatastoreSpec, options: StorageOptions, field: str | None
+) -> None:
+    assert [error.field for error in spec_errors(chosen, options)] == ([] if field is None else [field])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"kubernetes_s3_driver": MOUNTPOINT}, "ELEARN_KUBERNETES_S3_DRIVER"),
+        ({"kubernetes_s3_read_only_driver": "x"}, "ELEARN_KUBERNETES_S3_READ_ONLY_DRIVER"),
+        ({"kubernetes_glusterfs": ("gv0",)}, "volume=/path"),
+        ({"kubernetes_nfs_own": ("server",)}, "server:/path"),
+        ({"kubernetes_host_roots": ("srv",)}, "absolute"),
+        ({}, ""),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(change: dict[str, Any], words: str) -> None:
+    problem = options_problem(replace(ALL, **change))
+    assert (words in problem) if words else problem == ""
+
+
+def test_a_fixed_share_is_a_volume_for_one_claim() -> None:
+    found = made(spec(nfs=Nfs(server="files.example", path="/export/", options=("nfsvers=4.1",))))
+    volume, claim = found["PersistentVolume"], found["PersistentVolumeClaim"]
+    assert volume["spec"]["nfs"] == {"server": "files.example", "path": "/export"}
+    assert volume["spec"]["mountOptions"] == ["nfsvers=4.1"]
+    assert volume["spec"]["persistentVolumeReclaimPolicy"] == "Retain"
+    assert volume["spec"]["claimRef"]["name"] == claim["metadata"]["name"]
+    assert volume["spec"]["claimRef"]["namespace"] == claim["metadata"]["namespace"] == "elearn-search"
+    assert claim["spec"]["volumeName"] == volume["metadata"]["name"]
+    assert claim["spec"]["storageClassName"] == volume["spec"]["storageClassName"] == ""
+    read_only = made(spec(nfs=NFS, read_only=True))
+    assert read_only["PersistentVolume"]["spec"]["nfs"]["readOnly"] is True
+    assert read_only["PersistentVolume"]["spec"]["accessModes"] == ["ReadOnlyMany"]
+
+
+def test_a_share_of_own_directories_goes_through_its_csi_driver() -> None:
+    found = made(spec(nfs=OWN))
+    assert found["StorageClass"]["provisioner"] == "nfs.csi.k8s.io"
+    assert found["StorageClass"]["parameters"]["onDelete"] == "retain"
+    assert found["StorageClass"]["reclaimPolicy"] == "Retain"
+    assert found["PersistentVolumeClaim"]["spec"]["storageClassName"] == found["StorageClass"]["metadata"]["name"]
+    assert "PersistentVolume" not in found
+
+
+def test_keys_are_in_the_secret_and_nowhere_else() -> None:
+    keys = S3(bucket="b", prefix="p/", endpoint="https://s3.example", access_key="AKEY", secret_key="SKEY")
+    found = made(spec(s3=keys))
+    secret = found.pop("Secret")
+    assert secret["metadata"]["namespace"] == "elearn"
+    config = base64.b64decode(secret["data"]["configData"]).decode()
+    assert "access_key_id = AKEY" in config
+    assert "secret_access_key = SKEY" in config
+    csi = found["PersistentVolume"]["spec"]["csi"]
+    assert csi["nodePublishSecretRef"] == {"name": secret["metadata"]["name"], "namespace": "elearn"}
+    assert csi["volumeAttributes"]["remotePath"] == "b/p"
+    assert "vfs-write-back=0s" not in found["PersistentVolume"]["spec"]["mountOptions"]
+    assert "KEY" not in repr(found)
+
+
+def test_reading_alone_goes_through_the_driver_for_reading() -> None:
+    volume = made(spec(s3=S3(bucket="b", prefix="/p", region="eu"), read_only=True))["PersistentVolume"]
+    assert volume["spec"]["csi"]["driver"] == MOUNTPOINT
+    assert volume["spec"]["mountOptions"] == ["read-only", "allow-other", "prefix p/", "region eu"]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "path"),
+    [
+        (spec(local=Local(path="/srv/data//digits/")), "/srv/data/digits"),
+        (spec(glusterfs=GlusterFs(servers=("a",), volume="gv0", path="/digits")), "/mnt/gv0/digits"),
+    ],
+)
+def test_folders_of_nodes(chosen: DatastoreSpec, path: str) -> None:
+    assert made(chosen)["PersistentVolume"]["spec"]["hostPath"]["path"] == path
+
+
+def test_claims_of_a_class_and_claims_that_are_there() -> None:
+    fast = made(spec(claim=Claim(storage_class="fast", size="10Gi")))["PersistentVolumeClaim"]
+    assert fast["spec"]["accessModes"] == ["ReadWriteMany"]
+    assert fast["spec"]["resources"]["requests"]["storage"] == "10Gi"
+    one = made(spec(claim=Claim(storage_class="standard", size="1Gi")))["PersistentVolumeClaim"]
+    assert one["spec"]["accessModes"] == ["ReadWriteOnce"]
+    theirs = made(spec(claim=Claim(name="theirs")))
+    assert list(theirs) == ["record"]
+    assert (theirs["record"].claim, theirs["record"].theirs) == ("theirs", True)
+
+
+RECORD = Record(
+    uid="u1", project="p", datastore="d", namespace="elearn-p", name="n", claim="n", volume=True, settled=True
+)
+CLAIM = SeenClaim(
+    namespace="elearn-p",
+    name="n",
+    phase="Bound",
+    ours=True,
+    storage_class="",
+    created_at=datetime(2026, 1, 1, tzinfo=UTC),
+    going=False,
+)
+
+
+@pytest.mark.parametrize(
+    ("record", "claim", "told"),
+    [
+        (RECORD, CLAIM, Provided(uid="u1", volume=RECORD.mounted)),
+        (RECORD, replace(CLAIM, phase="Lost"), "is gone"),
+        (RECORD, None, "deleted by somebody else"),
+        (RECORD, replace(CLAIM, going=True), "deleted by somebody else"),
+        (replace(RECORD, settled=False), CLAIM, None),
+        (replace(RECORD, settled=False, refused="no quota"), None, "no quota"),
+        (replace(RECORD, theirs=True), None, "there is no claim n in namespace elearn-p"),
+        (replace(RECORD, theirs=True), CLAIM, "elearn's own"),
+        (replace(RECORD, theirs=True), replace(CLAIM, ours=False), Provided(uid="u1", volume=RECORD.mounted)),
+    ],
+)
+def test_what_is_told(record: Record, claim: SeenClaim | None, told: Observation | str | None) -> None:
+    seen = observe(record, claim)
+    if isinstance(told, str):
+        assert isinstance(seen, Unprovided)
+        assert told in seen.reason
+    else:
+        assert seen == told
+
+
+@pytest.mark.parametrize(
+    ("waits", "age", "told"),
+    [(False, 5.0, None), (False, 121.0, "not bound within 120 s: no such server"), (True, 999.0, "first mounted")],
+)
+def test_a_claim_that_is_not_bound(waits: bool, age: float, told: str | None) -> None:
+    pending = observe(RECORD, replace(CLAIM, phase="Pending"))
+    assert isinstance(pending, Pending)
+    seen = decide_pending(RECORD, pending, waits_for_pod=waits, age=age, patience=120.0, said="no such server")
+    words = seen.note if isinstance(seen, Provided) else seen.reason if isinstance(seen, Unprovided) else None
+    assert (words is None) if told is None else (words is not None and told in words)
