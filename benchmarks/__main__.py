@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-NAMES = ("outbox", "submit", "freed", "idle", "wall", "serving")
+NAMES = ("outbox", "submit", "freed", "idle", "wall", "serving", "pods")
 
 
 def main() -> None:
