@@ -40,7 +40,8 @@ def mapped_errors() -> Iterator[None]:
     try:
         yield
     except asyncpg.DiskFullError as error:
-        raise StorageFull(f"the database's disk is full: {error}; free some space and try again") from error
+        what = str(error).splitlines()[0]  # the others are hints of the database's own
+        raise StorageFull(f"the database's disk is full: {what}; free some space and try again") from error
     except asyncpg.DataError as error:
         raise Invalid(f"this can't be kept in a database: {str(error).splitlines()[0]}") from error
     except _AWAY as error:
