@@ -312,6 +312,9 @@ def test_replicas_share_a_port_split_traffic_and_drain_without_loss(models, tmp_
         first.ready()
         report = first.report()
         ports = {"grpc_port": report["grpc_port"], "rest_port": report["rest_port"]}
+        watched = grpc.insecure_channel(first.endpoint)
+        watch = health_pb2_grpc.HealthStub(watched).Watch(health_pb2.HealthCheckRequest(), timeout=120)
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
         second = Server(tmp_path, "second", versions=versions[:1], **ports)
         try:
             with PredictClient(first.endpoint) as client, ThreadPoolExecutor(1) as threads:
@@ -325,6 +328,8 @@ def test_replicas_share_a_port_split_traffic_and_drain_without_loss(models, tmp_
                 assert not slow.done()
                 first.process.send_signal(signal.SIGTERM)
                 assert slow.result(60).outputs["turns"] == 300_000
+                assert [told.status for told in watch] == [health_pb2.HealthCheckResponse.NOT_SERVING]
+                watched.close()
                 assert first.end() == 0
                 assert json.loads(first.ready_file.read_text())["state"] == "draining"
                 assert client.predict("toy", {"x": [[0, 0]]}).version == 1

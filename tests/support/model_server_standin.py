@@ -67,6 +67,7 @@ def main() -> int:
             report("failed", f"there is no SavedModel in {path}")
             return 1
     stop = threading.Event()
+    signal.signal(signal.SIGUSR1, lambda *_: None)
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     servers = [Server((CONFIG["host"], CONFIG[port]), Handler) for port in ("grpc_port", "rest_port")]
     for server in servers:

@@ -15,7 +15,7 @@ from shared import logs
 
 
 async def serve(config: ServerConfig) -> None:
-    """Serves until SIGTERM or SIGINT.
+    """Serves until SIGTERM or SIGINT; after SIGUSR1 these hand over to others on the same ports.
 
     Raises:
         ServeError, ConfigError: it can't come up; the ready file says why.
@@ -27,6 +27,8 @@ async def serve(config: ServerConfig) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    hand_over = asyncio.Event()
+    loop.add_signal_handler(signal.SIGUSR1, hand_over.set)
     server = ModelServer(config)
     starting = asyncio.create_task(server.start(), name="start")
     stopping = asyncio.create_task(stop.wait(), name="stop")
@@ -41,7 +43,7 @@ async def serve(config: ServerConfig) -> None:
         raise
     finally:
         stopping.cancel()
-        await server.close()
+        await server.close(hand_over=hand_over.is_set())
 
 
 def main() -> int:

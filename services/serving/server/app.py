@@ -12,7 +12,7 @@ import msgspec
 import structlog
 import tensorflow as tf
 from aiohttp import web
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from tensorflow_serving.apis import (
     model_service_pb2,
@@ -21,14 +21,16 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
+from services.serving.server import handover
 from services.serving.server.batching import Batcher
 from services.serving.server.config import ConfigError, Report, ServerConfig
 from services.serving.server.errors import ServeError
+from services.serving.server.health import Health
 from services.serving.server.metrics import Metrics
 from services.serving.server.model import LoadedModel
 from services.serving.server.model_service import ModelService
 from services.serving.server.predict import Predictor
-from services.serving.server.prediction_service import InFlight, PredictionService
+from services.serving.server.prediction_service import PredictionService
 from services.serving.server.rest import RestApi
 from services.serving.server.versions import Versions
 from services.serving.server.warm_up import warm_up
@@ -39,11 +41,8 @@ _SERVICES: Final = (
     prediction_service_pb2.DESCRIPTOR.services_by_name["PredictionService"].full_name,
     model_service_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
 )
-_LAST_WORDS: Final = 0.1
-"""Seconds for the last answers to leave, once nothing is in flight."""
-
 _FAREWELL: Final = 0.25
-"""Seconds in which a REST client that stays connected is told to go elsewhere, with its next answer."""
+"""Seconds in which a REST client that stays connected is told to go, with its next answer."""
 
 _BACKLOG: Final = 1024
 
@@ -69,8 +68,7 @@ class ModelServer:
             traffic=config.traffic,
             grace=config.grace_seconds,
         )
-        self._in_flight = InFlight()
-        self._health = health.aio.HealthServicer()
+        self._health = Health()
         self._grpc: Any = None
         self._rest: web.AppRunner | None = None
         self._site: web.SockSite | None = None
@@ -99,18 +97,21 @@ class ModelServer:
         self._changed()
         log.info("serving", model=config.model, grpc_port=self.grpc_port, rest_port=self.rest_port)
 
-    async def close(self) -> None:
-        """Takes no new requests, lets those in flight end within the grace time, and unloads."""
+    async def close(self, *, hand_over: bool = False) -> None:
+        """Takes no new requests, lets those in flight end within the grace time, and unloads.
+
+        Args:
+            hand_over: other servers listen on the same ports: leave so that no client notices, which
+                takes as long as a connection may grow old.
+        """
         if self._ready:
             self._ready = False
             self._report("draining")
-        grace = self._config.grace_seconds
         stopping = []
         if self._grpc is not None:
-            await self._health.enter_graceful_shutdown()
-            stopping.append(self._stop_grpc(grace))
+            stopping.append(self._stop_grpc(hand_over))
         if self._rest is not None:
-            stopping.append(self._stop_rest(self._rest))
+            stopping.append(self._stop_rest(self._rest, hand_over))
         await asyncio.gather(*stopping)
         self._batcher.close()
         await self._versions.close()
@@ -140,6 +141,7 @@ class ModelServer:
             ("grpc.so_reuseport", int(config.reuse_port)),
             ("grpc.max_receive_message_length", config.max_message_bytes),
             ("grpc.max_send_message_length", -1),
+            ("grpc.max_connection_age_ms", int(config.connection_age_seconds * 1000)),
         ]
         server = self._grpc = grpc.aio.server(options=options)
         prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
@@ -147,7 +149,6 @@ class ModelServer:
                 self._versions,
                 predictor,
                 self._metrics,
-                self._in_flight,
                 tensor_content=config.tensor_content,
                 max_tensor_bytes=config.max_message_bytes,
             ),
@@ -157,7 +158,6 @@ class ModelServer:
             ModelService(
                 self._versions,
                 self._metrics,
-                self._in_flight,
                 base_path=config.base_path,
                 changed=self._changed,
             ),
@@ -174,18 +174,14 @@ class ModelServer:
             await self._health.set(name, _SERVING)
         await server.start()
 
-    async def _stop_grpc(self, grace: float) -> None:
-        """Ends at the latest after the grace time, and as soon as the last request has its answer.
-
-        Without the second, one client that watches the server's health would use up all of the grace.
-        """
-        stopping = asyncio.create_task(self._grpc.stop(grace), name="stop gRPC")
-        idle = asyncio.create_task(self._in_flight.wait_idle(), name="wait for requests in flight")
-        await asyncio.wait({stopping, idle}, return_when=asyncio.FIRST_COMPLETED)
-        idle.cancel()
-        if not stopping.done():
-            await self._grpc.stop(_LAST_WORDS)
-        await stopping
+    async def _stop_grpc(self, hand_over: bool) -> None:
+        await self._health.enter_graceful_shutdown()
+        # One client that watches the server's health would use up all of the grace.
+        await self._health.end_watches()
+        if hand_over and self.grpc_port is not None:
+            await handover.give_up(self.grpc_port)
+            await handover.emptied(self.grpc_port, within=self._patience)
+        await self._grpc.stop(self._config.grace_seconds)
 
     async def _start_rest(self, predictor: Predictor) -> None:
         config = self._config
@@ -214,7 +210,7 @@ class ModelServer:
         await self._site.start()
         self.rest_port = listener.getsockname()[1]
 
-    async def _stop_rest(self, runner: web.AppRunner) -> None:
+    async def _stop_rest(self, runner: web.AppRunner, hand_over: bool) -> None:
         """Closes the port, and answers everybody who had connected before.
 
         Connections that the kernel has queued for this process die with its listening socket, though other
@@ -231,9 +227,14 @@ class ModelServer:
         for connection in accepted:
             if runner.server is not None:
                 await loop.connect_accepted_socket(runner.server, connection)
-        if runner.server is not None and runner.server.connections:
-            await asyncio.sleep(_FAREWELL)
+        if self.rest_port is not None:
+            await handover.emptied(self.rest_port, within=self._patience if hand_over else _FAREWELL)
         await runner.cleanup()
+
+    @property
+    def _patience(self) -> float:
+        """Seconds after which every gRPC connection has grown old; gRPC itself adds up to a tenth."""
+        return self._config.connection_age_seconds * 1.1 + 0.5
 
     def _changed(self) -> None:
         self._metrics.versions(self._versions.available)

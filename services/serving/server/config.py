@@ -61,6 +61,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         tensor_content: answer with raw bytes in `tensor_content` rather than typed fields, as TensorFlow
             Serving's flag `enable_serialization_as_tensor_content` does.
         max_message_bytes: largest request, and largest tensor that a request may describe.
+        connection_age_seconds: gRPC connections are told so long after they were made, without a call
+            failing, to make a new one: so clients spread over servers that were added, and leave one that goes.
         grace_seconds: how long requests in flight may take to end after SIGTERM.
         ready_file: written, whole or not at all, with :class:`Report` when the state changes.
         inter_op_threads: threads that one run spreads its operations over; 0 runs them all in the
@@ -81,6 +83,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     warm_up: bool = True
     tensor_content: bool = False
     max_message_bytes: Positive = 64 * 2**20
+    connection_age_seconds: Annotated[float, msgspec.Meta(gt=0)] = 5.0
     grace_seconds: Annotated[float, msgspec.Meta(ge=0)] = 10.0
     ready_file: str | None = None
     inter_op_threads: NotNegative = 0

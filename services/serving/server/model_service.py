@@ -7,7 +7,7 @@ from typing import Any
 from tensorflow_serving.apis import get_model_status_pb2, model_management_pb2
 
 from services.serving.server.metrics import Metrics
-from services.serving.server.prediction_service import Answering, InFlight, choice
+from services.serving.server.prediction_service import Answering, choice
 from services.serving.server.reload import wanted
 from services.serving.server.versions import Version, Versions, status_of
 
@@ -23,12 +23,11 @@ class ModelService(Answering):
         self,
         versions: Versions,
         metrics: Metrics,
-        in_flight: InFlight,
         *,
         base_path: str | None,
         changed: Callable[[], None],
     ) -> None:
-        super().__init__(metrics, in_flight)
+        super().__init__(metrics)
         self._versions = versions
         self._base_path = base_path
         self._changed = changed

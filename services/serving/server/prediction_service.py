@@ -1,6 +1,5 @@
 """`tensorflow.serving.PredictionService` over gRPC."""
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn
 
@@ -19,38 +18,15 @@ log = structlog.get_logger(__name__)
 _CODES = {code: getattr(grpc.StatusCode, code.name) for code in Code}
 
 
-class InFlight:
-    """Counts the gRPC requests that have no answer yet."""
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
-
-    def __enter__(self) -> None:
-        self._count += 1
-        self._idle.clear()
-
-    def __exit__(self, *_: object) -> None:
-        self._count -= 1
-        if not self._count:
-            self._idle.set()
-
-    async def wait_idle(self) -> None:
-        """Returns when there is none."""
-        await self._idle.wait()
-
-
 class Answering:
     """What both gRPC services share: every error becomes its status, and everything is counted."""
 
-    def __init__(self, metrics: Metrics, in_flight: InFlight) -> None:
+    def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-        self._in_flight = in_flight
 
     async def _answer(self, method: str, context: Any, work: Callable[[], Awaitable[Any]]) -> Any:
         try:
-            with self._in_flight, self._metrics.request("grpc", method):
+            with self._metrics.request("grpc", method):
                 return await work()
         except ServeError as error:
             await context.abort(_CODES[error.code], error.message)
@@ -67,12 +43,11 @@ class PredictionService(Answering):
         versions: Versions,
         predictor: Predictor,
         metrics: Metrics,
-        in_flight: InFlight,
         *,
         tensor_content: bool,
         max_tensor_bytes: int,
     ) -> None:
-        super().__init__(metrics, in_flight)
+        super().__init__(metrics)
         self._versions = versions
         self._predictor = predictor
         self._tensor_content = tensor_content

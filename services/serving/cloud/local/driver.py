@@ -6,6 +6,7 @@ goes on where it was; what shall run is told by :meth:`LocalServings.apply`, and
 
 import asyncio
 import shutil
+import signal
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Final
@@ -204,7 +205,7 @@ class LocalServings:
         for id in steps.clear:
             await self._clear(id)
         for id in steps.stop:
-            self._stop(id)
+            self._stop(id, hand_over=True)
         nothing_runs = all(each.state == "over" for each in replicas)
         if uid not in self._endpoints or (steps.start and nothing_runs):
             await self._open(deployment, nothing_runs=nothing_runs)
@@ -267,14 +268,21 @@ class LocalServings:
         )
         return ""
 
-    def _stop(self, id: str) -> None:
-        """Ends a replica in the background: it may take all of its grace time."""
+    def _stop(self, id: str, *, hand_over: bool = False) -> None:
+        """Ends a replica in the background: it may take all of its grace time.
+
+        Args:
+            hand_over: others answer on the same ports, so it shall leave them without a client noticing.
+        """
         if id not in self._stopping:
-            task = self._stopping[id] = asyncio.create_task(self._end(id), name=f"end replica {id}")
+            work = self._end(id, hand_over)
+            task = self._stopping[id] = asyncio.create_task(work, name=f"end replica {id}")
             task.add_done_callback(lambda _: self._stopping.pop(id, None))
 
-    async def _end(self, id: str) -> None:
+    async def _end(self, id: str, hand_over: bool) -> None:
         try:
+            if hand_over:
+                await self._processes.signal(id, signal.SIGUSR1)
             await self._processes.stop(id)
         except (ElearnError, OSError) as error:
             log.warning("replica not ended, trying again", replica=id, error=str(error))

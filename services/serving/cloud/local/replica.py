@@ -21,6 +21,8 @@ _ID: Final = re.compile(r"([0-9a-f]+)\.r(\d+)\.(\d+)")
 _INHERITED: Final = ("HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "PYTHONPATH", "TMPDIR", "TZ")
 _RESTARTS_UNTIL_FAILING: Final = 3
 _NEVER_RAN_AGAIN: Final = 5.0
+_CONNECTION_AGE: Final = 5.0
+_HAND_OVER_SECONDS: Final = _CONNECTION_AGE * 1.1 + 1.0
 _KILL_AFTER: Final = 5.0
 
 
@@ -129,6 +131,7 @@ def prepare(
             "threads": threads,
         },
         "intra_op_threads": threads,
+        "connection_age_seconds": _CONNECTION_AGE,
         "grace_seconds": options.grace_seconds,
         "ready_file": str(folder.ready(replica)),
     }
@@ -143,7 +146,7 @@ def prepare(
         cwd=str(folder.path),
         log=str(folder.log(replica)),
         log_limit=16 * 2**20,
-        grace=options.grace_seconds + _KILL_AFTER,
+        grace=_HAND_OVER_SECONDS + options.grace_seconds + _KILL_AFTER,
         restart=Restart(policy="always"),
         hold=(hold,),
     )
