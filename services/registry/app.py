@@ -1,5 +1,7 @@
 """The composition root: the only place where this room's objects are built."""
 
+import dataclasses
+import os
 from datetime import timedelta
 
 from services.registry.aliases import Aliases
@@ -14,6 +16,7 @@ from shared.bus import Consumer
 from shared.contracts import model as contract
 from shared.errors import Unsupported
 from shared.service import Platform, Room
+from shared.settings import load
 
 
 async def compose(platform: Platform, settings: Settings) -> Room:
@@ -22,6 +25,8 @@ async def compose(platform: Platform, settings: Settings) -> Room:
     Raises:
         Unsupported: the cloud named in the settings is not one of ours.
     """
+    if settings.cloud == "kubernetes":
+        return await _on_kubernetes(platform, settings)
     return assemble(platform, settings, _cloud(settings))
 
 
@@ -77,7 +82,22 @@ def assemble(platform: Platform, settings: Settings, cloud: JobCloud) -> Room:
     )
 
 
+async def _on_kubernetes(platform: Platform, settings: Settings) -> Room:
+    # Imported here, so that the local cloud neither loads nor waits for what it does not use.
+    from services.registry.cloud.kubernetes import JobOptions, KubernetesJobs
+    from shared.kube import Cluster, KubernetesSettings
+    from shared.kube.rights import tell_missing
+    from shared.kube.settings import ProjectSettings
+
+    cluster = Cluster(load(KubernetesSettings, os.environ))
+    cloud = KubernetesJobs(cluster, load(ProjectSettings, os.environ), load(JobOptions, os.environ))
+    await cluster.__aenter__()
+    room = assemble(platform, settings, cloud)
+    asking = {"rights in Kubernetes": lambda: tell_missing(cluster, cloud.rights())}
+    return dataclasses.replace(room, close=(cluster.close,), leading={**room.leading, **asking})
+
+
 def _cloud(settings: Settings) -> JobCloud:
     if settings.cloud != "local":
-        raise Unsupported(f"ELEARN_CLOUD: {settings.cloud!r} is not a cloud of the registry: local")
+        raise Unsupported(f"ELEARN_CLOUD: {settings.cloud!r} is no cloud of the registry: local, kubernetes")
     return LocalJobs(home=settings.home, store=settings.store())

@@ -38,7 +38,7 @@ class ModelStore:
 
     def relative(self, key: Key) -> str:
         """Where a version lies, relative to the root."""
-        return f"{key.project}/{key.model}/{key.number}"
+        return relative_path(key)
 
     def version(self, key: Key) -> Path:
         """Where a version lies."""
@@ -106,6 +106,11 @@ class ModelStore:
 
     def _manifest(self, key: Key) -> Path:
         return self.root / ".manifests" / key.project / key.model / f"{key.number}.json"
+
+
+def relative_path(key: Key) -> str:
+    """Where a version lies in any model store, relative to its root."""
+    return f"{key.project}/{key.model}/{key.number}"
 
 
 def _flat(key: Key) -> str:

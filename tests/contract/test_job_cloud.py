@@ -29,11 +29,12 @@ from services.registry.cloud.port import (
 from services.registry.model import Facts, Key
 from services.registry.reconcile import Job
 from shared.contracts.common import CHUNK_BYTES
-from shared.contracts.datastore import LocalVolume
+from shared.contracts.datastore import LocalVolume, Volume
 from shared.errors import Internal
 from shared.local.processes import LocalProcesses, end_all, processes_root
 from tests.contract.job_cloud_fake import FakeJobs
 from tests.contract.job_cloud_models import write_saved_model
+from tests.support.kube_registry import SOURCE, kubernetes_jobs
 
 KEY = Key("default", "digits", 1)
 JOB = Job(KEY, 1)
@@ -43,17 +44,18 @@ class Bench(NamedTuple):
     cloud: JobCloud
     home: Path
     data: Path
+    source: Volume | None = None
 
     def store(self) -> Path:
         assert isinstance(self.cloud.volume, LocalVolume)
         return Path(self.cloud.volume.path)
 
     def ask(self, path: str = "export", job: Job = JOB) -> SaveJob:
-        volume = LocalVolume(path=str(self.data))
+        volume = self.source or LocalVolume(path=str(self.data))
         return SaveJob(job=job, volume=volume, path=path, shown=f"{path} in datastore runs")
 
 
-@pytest.fixture(params=["fake", "local"])
+@pytest.fixture(params=["fake", "local", "kubernetes"])
 async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncGenerator[Bench, None]:
     async for each in _bench(request.param, tmp_path):
         yield each
@@ -70,6 +72,10 @@ async def _bench(kind: str, tmp_path: Path) -> AsyncGenerator[Bench, None]:
     data.mkdir()
     if kind == "fake":
         yield Bench(FakeJobs(), home, data)
+        return
+    if kind == "kubernetes":
+        async with kubernetes_jobs(home, data) as (jobs, _, _, _):
+            yield Bench(jobs, home, data, SOURCE)
         return
     yield Bench(LocalJobs(home=home, store=home / "models"), home, data)
     await asyncio.to_thread(end_all, home, 1.0)

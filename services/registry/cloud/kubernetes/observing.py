@@ -1,0 +1,75 @@
+"""From a Job and its pods to how a save goes. Pure."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+import msgspec
+
+from services.registry.cloud.kubernetes.work import IN_LOG, unpack
+from services.registry.cloud.port import Lost, Observation, Refused, Running, Succeeded
+from services.registry.reconcile import Job
+from services.registry.save_job.job import DISK_FULL_EXIT, Result
+from shared.kube.objects import Job as KubeJob
+from shared.kube.objects import Pod, condition, is_true
+from shared.kube.states import image_trouble, is_over, over_words, terminated
+
+
+class ReadLog(msgspec.Struct, frozen=True, kw_only=True):
+    """The outcome did not fit into the termination message: it is in the pod's log."""
+
+    pod: str
+
+
+class LookAgain(msgspec.Struct, frozen=True, kw_only=True):
+    """The Job is over and none of the pods that were told of says how: ask for them."""
+
+
+def observe(
+    job: Job, kube: KubeJob, pods: Sequence[Pod], *, now: datetime, start_seconds: float
+) -> Observation | ReadLog | LookAgain:
+    """How a save goes.
+
+    Args:
+        pods: those of the Job that are known.
+        start_seconds: how long an image may take to be found.
+    """
+    for pod in pods:
+        ended = terminated(pod)
+        if ended is None:
+            continue
+        if ended.message == IN_LOG:
+            return ReadLog(pod=pod.metadata.name)
+        result = unpack(ended.message)
+        if result is not None:
+            return concluded(job, result)
+        if ended.exit_code == DISK_FULL_EXIT:
+            return Refused(job=job, reason="the model store's disk is full; free some space and save again")
+    failed = condition(kube.status.conditions, "Failed")
+    if failed is not None and failed.status == "True":
+        over = [pod for pod in pods if is_over(pod)]
+        if not over:
+            return LookAgain()
+        return Lost(job=job, reason=over_words(over[-1]))
+    if is_true(kube.status.conditions, "Complete"):
+        return LookAgain()
+    for pod in pods:
+        words = image_trouble(pod)
+        made = kube.metadata.creation_timestamp
+        if words and made is not None and (now - made).total_seconds() >= start_seconds:
+            return Refused(job=job, reason=f"the save job could not start: {words}")
+    return Running(job=job)
+
+
+def concluded(job: Job, result: Result) -> Observation:
+    """What a result says."""
+    if result.facts is not None:
+        return Succeeded(job=job, facts=result.facts)
+    return Refused(job=job, reason=result.refused or "the save job gave no reason")
+
+
+def lost(job: Job, kube: KubeJob) -> Lost:
+    """The Job is over, and whatever could say how is gone."""
+    failed = condition(kube.status.conditions, "Failed")
+    if failed is not None and failed.message:
+        return Lost(job=job, reason=f"the Job failed: {failed.message}")
+    return Lost(job=job, reason="its pod was deleted before it could say how it went")
