@@ -1,6 +1,7 @@
 """One JSON line for each figure."""
 
 import json
+import math
 import platform
 import statistics
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 def percentile(values: Sequence[float], share: float) -> float:
     """The value that ``share`` of all values do not exceed (nearest rank)."""
     ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, max(0, round(share * len(ordered) + 0.5) - 1))]
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
 def report(name: str, *, wanted: str, **figures: object) -> None:

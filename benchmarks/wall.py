@@ -21,7 +21,7 @@ def _by_hand(data: Path, folder: Path) -> float:
     folder.mkdir()
     started = time.perf_counter()
     with ClusterByHand(command, _ROLES, cwd=folder, logs=folder / "logs") as cluster:
-        code = cluster.wait("chief-0", timeout=300)
+        code = cluster.wait("chief-0", 300)
         seconds = time.perf_counter() - started
     if code != 0:
         raise RuntimeError(f"the chief ended with {code}")
