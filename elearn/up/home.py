@@ -76,8 +76,7 @@ class Home:
             self.root.chmod(0o700)
             for folder in (self.logs, self.models, self.nats, self.postgres):
                 folder.mkdir(mode=0o700, exist_ok=True)
-            room = os.statvfs(self.root)
-            free = room.f_bavail * room.f_frsize
+            free = self._free()
             needed = _LATER_BYTES if self.secrets.exists() else _FIRST_BYTES
             if free < needed:
                 raise HomeError(
@@ -86,6 +85,17 @@ class Home:
                 )
         except OSError as error:
             raise unusable(self.root, error) from error
+
+    def _free(self) -> int:
+        found = os.statvfs(self.root)
+        return found.f_bavail * found.f_frsize
+
+    def has_room(self) -> bool:
+        """Whether there is as much room as a start needs."""
+        try:
+            return self._free() >= _LATER_BYTES
+        except OSError:
+            return False
 
     @contextlib.contextmanager
     def locked(self, *, supervise: bool = False) -> Iterator[None]:

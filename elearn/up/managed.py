@@ -25,6 +25,20 @@ async def _nothing() -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Ailment:
+    """What a process that runs can't do any more."""
+
+    reason: str
+    curable: bool
+    """Whether a new start would help now."""
+
+
+async def _well(pid: int) -> Ailment | None:
+    del pid
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Spec:
     """How a process is run."""
 
@@ -37,6 +51,10 @@ class Spec:
     """Asked every few milliseconds after each start until it says yes, or raises what makes it hopeless."""
     before: Callable[[], Awaitable[None]] = field(default=_nothing)
     """Done before each start."""
+    ails: Callable[[int], Awaitable[Ailment | None]] = field(default=_well)
+    """Asked every few seconds, with its process id, once it is ready: whether it must be started again."""
+    look: float = 5.0
+    """Seconds between two such questions."""
     stop_signal: signal.Signals = signal.SIGTERM
     grace: float = 10.0
     """Seconds between the stop signal and SIGKILL."""
@@ -185,6 +203,27 @@ class Managed:
             self._set("ready")
         if not self._first.done():
             self._first.set_result(None)
+        if self.spec.ails is not _well:
+            await self._mind()
+
+    async def _mind(self) -> None:
+        """Say when it is ill, and end it where it would be well after a new start."""
+        while True:
+            await asyncio.sleep(self.spec.look)
+            process = self._process
+            if process is None or self._stopping.is_set():
+                return
+            ailment = await self.spec.ails(process.pid)
+            if ailment is None:
+                continue
+            if ailment.reason != self.state.reason:
+                _log.warning("%s is ill: %s", self.spec.name, ailment.reason)
+                self._set("unready", ailment.reason)
+            if ailment.curable:
+                _log.warning("%s: starting it again", self.spec.name)
+                self._signal(self.spec.stop_signal)
+                await asyncio.sleep(self.spec.grace)
+                self._signal(signal.SIGKILL)
 
     async def _answers(self) -> bool:
         try:

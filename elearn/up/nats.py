@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,6 +17,12 @@ OPERATIONS = "elearn"
 """The user for data pipelines and operations: tells that data arrived, reads everything that happens."""
 
 _MEGABYTE = 2**20
+_TAIL = 2**16
+"""Bytes at a log's end that are looked at; an ill server complains again at every message."""
+_ILL = re.compile(
+    rb"\[(?:ERR|WRN|FTL)\] (.*(?:critical write error|failed to store a msg|JetStream .*will be DISABLED).*)",
+    re.IGNORECASE,
+)
 DURABLES = ("datastore-trainings", "registry-servings", "registry-trainings", "serving-models")
 """The services' own consumers, which nobody else may read from, acknowledge for, change or delete."""
 
@@ -178,6 +186,23 @@ def write_config(folder: Path, port: int, passwords: Mapping[str, str], services
 def url(user: str, password: str, port: int) -> str:
     """The address of the server for a user."""
     return f"nats://{user}:{password}@127.0.0.1:{port}"
+
+
+def ailment(log: Path, pid: int) -> str | None:
+    """What keeps the running server from storing anything, in its own words; None while it is well.
+
+    After one write that failed, on a full disk for one, it answers as ever but refuses every message until it is
+    started anew, however much room there is by then. It says so in its log alone.
+    """
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
+            lines = file.read().splitlines()
+    except OSError:
+        return None  # what can't be read says nothing
+    mine = b"[%d] " % pid
+    said = [found[1] for line in lines if line.startswith(mine) and (found := _ILL.search(line))]
+    return said[-1].decode(errors="replace") if said else None
 
 
 async def greets(port: int, timeout: float = 5.0) -> bool:

@@ -14,7 +14,7 @@ from elearn.up import databases, health, identity, leftovers, logfiles, nats, po
 from elearn.up.errors import StartError
 from elearn.up.files import read_struct, write_atomically
 from elearn.up.home import DEFAULT_PORT, Home, unusable
-from elearn.up.managed import Managed, Spec
+from elearn.up.managed import Ailment, Managed, Spec
 from elearn.up.place import SUPERUSER, Place, place
 from elearn.up.ports import choose as choose_ports
 from elearn.up.proc import MARK
@@ -164,6 +164,10 @@ class Supervisor:
             _log.error("can't record what runs: %s", error)  # what runs is also found by its mark
 
     def _nats(self, command: Sequence[str], port: int) -> Spec:
+        async def ails(pid: int) -> Ailment | None:
+            said = await asyncio.to_thread(nats.ailment, self._home.log("nats"), pid)
+            return None if said is None else Ailment(reason=f"stores nothing: {said}", curable=self._home.has_room())
+
         return Spec(
             name="nats",
             command=command,
@@ -171,6 +175,7 @@ class Supervisor:
             folder=self._home.nats,
             log=self._home.log("nats"),
             ready=lambda: nats.greets(port),
+            ails=ails,
         )
 
     def _postgres(self, where: Place, port: int) -> Spec:

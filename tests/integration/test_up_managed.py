@@ -6,11 +6,12 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from elearn.up.errors import HomeError, StartError
-from elearn.up.managed import Managed, Spec
+from elearn.up.managed import Ailment, Managed, Spec
 from elearn.up.state import ServiceState
 
 
@@ -25,6 +26,7 @@ class Watched:
         grace: float = 10.0,
         command: str = sys.executable,
         ready: Callable[[], Awaitable[bool]] | None = None,
+        **more: Any,
     ) -> None:
         self.marker = folder / "ready"
         self.states: asyncio.Queue[ServiceState] = asyncio.Queue()
@@ -38,6 +40,7 @@ class Watched:
             ready=ready or self._ready,
             before=self._before,
             grace=grace,
+            **more,
         )
         self.managed = Managed(spec, lambda managed: self.states.put_nowait(managed.state), self.broken.append)
         self.managed.start()
@@ -135,3 +138,31 @@ async def test_a_hopeless_first_start_fails_and_a_later_one_goes_on(tmp_path: Pa
     with pytest.raises(HomeError, match="no space left"):
         await watched.managed.ready()
     await watched.managed.stop()
+
+
+async def test_what_is_ill_is_started_again_once_that_helps(tmp_path: Path) -> None:
+    ill = Ailment(reason="stores nothing", curable=False)
+    told: list[tuple[int, Ailment | None]] = []
+
+    async def ails(pid: int) -> Ailment | None:
+        answer = [None, ill, ill, Ailment(reason="stores nothing", curable=True), None][min(len(told), 4)]
+        told.append((pid, answer))
+        return answer
+
+    watched = Watched(tmp_path, SERVE, ails=ails, look=0.01)
+    first = (await watched.until("ready")).process
+    assert first is not None
+    seen = await watched.until("unready")
+    assert (seen.process, seen.reason) == (first, "stores nothing")
+    await watched.until("restarting")
+    second = (await watched.until("ready")).process
+    assert second is not None
+    assert second != first
+    assert [pid for pid, _ in told[:4]] == [first.pid] * 4
+    async with asyncio.timeout(20):
+        while len(told) < 6:
+            await asyncio.sleep(0.005)
+    assert {pid for pid, _ in told[4:]} == {second.pid}
+    assert watched.managed.state.state == "ready"
+    await watched.managed.stop()
+    assert watched.broken == []

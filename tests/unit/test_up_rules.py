@@ -270,3 +270,18 @@ def test_a_user_without_a_home_is_told_to_name_one(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Path, "expanduser", unknown)
     with pytest.raises(HomeError, match="--home"):
         Home(Path("~/.elearn"))
+
+
+def test_a_nats_server_that_stores_nothing_any_more_says_so_in_its_log(tmp_path: Path) -> None:
+    log = tmp_path / "nats.log"
+    assert nats.ailment(log, 7) is None
+    stamp = "2026/11/24 04:53:20.922335"
+    well = f"[7] {stamp} [INF] Server is ready\n"
+    ill = (
+        f"{stamp} [ERR] JetStream failed to store a msg on stream '$G > ELEARN': write 1.blk: no space left on device\n"
+    )
+    log.write_text(f"[6] {ill}{well}")
+    assert nats.ailment(log, 7) is None, "its predecessor was ill"
+    log.write_text(f"{well * 5000}[7] {ill}{well}")
+    said = nats.ailment(log, 7)
+    assert said == "JetStream failed to store a msg on stream '$G > ELEARN': write 1.blk: no space left on device"
