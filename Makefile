@@ -52,8 +52,9 @@ test-compose: .venv/.complete ## Build the images and run the main job in contai
 	$(PYTEST) tests/compose
 
 .PHONY: contracts
-contracts: .venv/.complete ## Write docs/contracts anew from the structs, and the protocol buffers
+contracts: .venv/.complete ## Write docs/contracts and docs/settings.md anew from the structs, and the protocol buffers
 	$(RUN) -m services.api.contracts
+	$(RUN) deploy/settings.py
 	$(RUN) elearn/grpc/generate.py
 
 .PHONY: manifests

@@ -183,9 +183,23 @@ def test_nothing_runs_as_root_or_with_rights(composed: Composed) -> None:
         script = "print(*open('/proc/self/status').read().split('\\n'), sep='\\n')"
         status = composed.inside(service, "python3", "-I", "-S", "-c", script)
         fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
-        assert fields["Uid"].split() == ["10001"] * 4
+        assert fields["Uid"].split() == ["10002" if service == "api" else "10001"] * 4
         assert int(fields["CapEff"], 16) == 0
         assert fields["NoNewPrivs"] == "1"
+
+
+def test_tasks_can_not_read_the_gateways_environment_or_token(composed: Composed) -> None:
+    script = (
+        "import pathlib\n"
+        "for entry in pathlib.Path('/proc').glob('[0-9]*'):\n"
+        "    if b'services.api' in (entry / 'cmdline').read_bytes():\n"
+        "        try:\n"
+        "            (entry / 'environ').read_bytes()\n"
+        "        except PermissionError:\n"
+        "            print('refused')\n"
+    )
+    assert composed.inside("scheduler", "python3", "-c", script).split() == ["refused"]
+    assert composed.inside("scheduler", "sh", "-c", "ls /run/elearn 2>&1 || true").endswith("Permission denied\n")
 
 
 def test_only_this_machine_reaches_the_gateway_and_only_with_the_token(composed: Composed) -> None:
@@ -235,6 +249,14 @@ def test_its_model_is_served_and_predicts(client: Client, trained: Training, dig
     assert float(np.mean(over_grpc == wanted)) >= ENOUGH
     answer = client.servings.predict("digits", instances=pixels[:8].tolist())
     assert [row["digit"] for row in answer.predictions or []] == over_grpc[:8].tolist()
+
+
+def test_a_killed_machine_is_brought_back_by_up(composed: Composed) -> None:
+    composed.inside("machine", "python3", "-I", "-S", "-c", "import os, signal; os.kill(1, signal.SIGTERM)")
+    composed.run("up", "--detach", timeout=300)
+    until(lambda: all(composed.is_ready(each) for each in SERVICES), "every service is ready again", 120)
+    with composed.client() as again:
+        until(lambda: bool(again.cluster().nodes), "the gateway answers", 60)
 
 
 def test_everything_survives_down_and_up(composed: Composed, trained: Training, digits: Path) -> None:

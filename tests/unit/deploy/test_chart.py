@@ -228,7 +228,8 @@ def test_what_can_not_be_meant_is_refused(setting: str, words: str) -> None:
 
 
 def _selects(wanted: dict[str, str], template: Manifest) -> bool:
-    return wanted.items() <= template["metadata"]["labels"].items()
+    labels: dict[str, str] = template["metadata"]["labels"]
+    return wanted.items() <= labels.items()
 
 
 def _environment(manifests: tuple[Manifest, ...], name: str) -> dict[str, str]:
