@@ -171,11 +171,13 @@ class Observed(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         waiting: what a replica that could not be started yet waits for, in words.
+        wanted: how many replicas there shall be, where the cloud decides it.
     """
 
     replicas: tuple[Replica, ...]
     endpoint: Endpoint | None = None
     waiting: str = ""
+    wanted: int | None = None
 
 
 Message = Change | AliasMoved | RollBack | VersionDeleted | Located | Unservable | Observed
@@ -329,7 +331,7 @@ def _earlier(stored: StoredServing, number: int | None) -> Choice:
 
 def _seen(stored: StoredServing, seen: Observed, now: datetime) -> StoredServing:
     target = stored.target
-    wanted = stored.spec.replicas
+    wanted = stored.spec.replicas if seen.wanted is None else seen.wanted
     ready = sum(replica.state == "ready" for replica in seen.replicas)
     stored = replace(stored, ready_replicas=ready, endpoint=seen.endpoint or stored.endpoint)
     if target is None or not target.sources:

@@ -16,8 +16,9 @@ from services.serving.cloud.local.replica import Options
 from services.serving.cloud.local.resources import Resources
 from services.serving.cloud.port import Deployment, Gone, Seen, ServingCloud, Synced
 from services.serving.model import Observed, Source
-from shared.contracts.datastore import LocalVolume
+from shared.contracts.datastore import LocalVolume, Volume
 from shared.contracts.serving import ServingSpec
+from shared.kube import Cluster
 from shared.local.book import Book
 from shared.local.ledger import Ledger
 from shared.local.machine import Machine
@@ -25,6 +26,8 @@ from shared.local.ports import can_bind
 from shared.local.processes import LocalProcesses, end_all, processes_root
 from shared.supervise import Supervisor
 from tests.contract.serving_cloud_fake import FakeServings
+from tests.support.kube_kubelet import emulated
+from tests.support.kube_servings import MODELS, ModelServers, servings_on
 
 STANDIN = Path(__file__).parents[1] / "support" / "model_server_standin.py"
 UID = "0123456789abcdef"
@@ -90,12 +93,16 @@ class Bench:
         self.models.mkdir()
         for number in (1, 2):
             (self.models / str(number)).mkdir()
+        self.volume: Volume = LocalVolume(path=str(self.models))
+        self.cluster: Cluster | None = None
         self._world: dict[str, Observed] = {}
         self._ledgers: list[Ledger] = []
 
     def cloud(self) -> ServingCloud:
         if self.kind == "fake":
             return FakeServings(self._world)
+        if self.cluster is not None:
+            return servings_on(self.cluster)
         machine = Machine(cpu=2.0, memory=4 * 2**30)
         ledger = Ledger(self.home / "ledger.json", machine, Book(self.folder / "book"))
         self._ledgers.append(ledger)
@@ -121,7 +128,7 @@ class Bench:
     def deployment(
         self, revision: int = 1, version: int = 1, *, replicas: int = 2, cpu: float | None = None
     ) -> Deployment:
-        source = Source(number=version, volume=LocalVolume(path=str(self.models)), path=str(version))
+        source = Source(number=version, volume=self.volume, path=str(version))
         return Deployment(
             uid=UID,
             project="default",
@@ -136,10 +143,17 @@ class Bench:
         )
 
 
-@pytest.fixture(params=["fake", "local"])
-def bench(request: pytest.FixtureRequest, tmp_path: Path) -> "AsyncIterator[Bench]":
+@pytest.fixture(params=["fake", "local", "kubernetes"])
+async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> "AsyncIterator[Bench]":
     bench = Bench(request.param, tmp_path)
-    yield bench
+    if request.param == "kubernetes":
+        bench.volume = MODELS
+        async with emulated(tmp_path, deploying=False) as (server, life, _, cluster):
+            ModelServers(server, life, bench.models)
+            bench.cluster = cluster
+            yield bench
+    else:
+        yield bench
     bench.close()
 
 
@@ -300,9 +314,7 @@ async def test_a_killed_replica_comes_back(local: Bench) -> None:
         await watching.until(settled(1, 1))
 
 
-@pytest.mark.parametrize(
-    ("behaviour", "words"), [("crash", "ended 3 times"), ("hang", "did not answer within 1 s")]
-)
+@pytest.mark.parametrize(("behaviour", "words"), [("crash", "ended 3 times"), ("hang", "did not answer within 1 s")])
 async def test_a_server_that_never_answers_is_failing(local: Bench, behaviour: str, words: str) -> None:
     (local.models / "1" / behaviour).touch()
     cloud = local.cloud()

@@ -16,10 +16,12 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         cloud: its name, for sentences.
         traffic_split: requests that name no version can be spread over several.
+        autoscaling: the number of replicas can follow the load, between bounds.
     """
 
     cloud: str
     traffic_split: bool
+    autoscaling: bool = False
 
 
 class Deployment(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,6 +35,8 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
         labels: names by which clients may ask for a version.
         cpu: cores for each replica; None: the cloud's default.
         memory: bytes for each replica; None: the cloud's default.
+        max_replicas: the cloud decides how many there are, from ``replicas`` up to this; 0: it does not.
+        cpu_percent: of the CPU that replicas asked for, what they shall use then on average.
     """
 
     uid: str
@@ -47,6 +51,8 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     cpu: float | None = None
     memory: int | None = None
     gpu: int = 0
+    max_replicas: int = 0
+    cpu_percent: int = 70
 
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True):

@@ -124,9 +124,9 @@ class KubernetesStorage:
         """What RBAC has to let us do."""
         own, where = self._cluster.namespace, self._settings.one_namespace
         needed = [
-            *rights_to("get list watch patch delete", CONFIG_MAPS, namespace=where),
-            *rights_to("get list watch patch delete", PERSISTENT_VOLUME_CLAIMS, namespace=where),
-            *rights_to("get patch delete", PERSISTENT_VOLUMES),
+            *rights_to("get list watch create patch delete", CONFIG_MAPS, namespace=where),
+            *rights_to("get list watch create patch delete", PERSISTENT_VOLUME_CLAIMS, namespace=where),
+            *rights_to("get create patch delete", PERSISTENT_VOLUMES),
             *rights_to("get", STORAGE_CLASSES),
             *rights_to("get create delete", JOBS, namespace=where),
             *rights_to("list watch", PODS, namespace=where),
@@ -135,9 +135,9 @@ class KubernetesStorage:
             *rights_to("get create patch delete", SECRETS, namespace=own),
         ]
         if self._options.kubernetes_nfs_own:
-            needed += rights_to("patch delete", STORAGE_CLASSES)
+            needed += rights_to("create patch delete", STORAGE_CLASSES)
         if self._settings.kubernetes_create_namespaces:
-            needed += rights_to("get patch", NAMESPACES)
+            needed += rights_to("get create patch", NAMESPACES)
         return needed
 
     # -- directories ------------------------------------------------------------------------------------------------

@@ -109,7 +109,7 @@ class KubernetesJobs:
         """What RBAC has to let us do."""
         where = self._settings.one_namespace
         needed = [
-            *rights_to("get list watch create delete deletecollection", JOBS, namespace=where),
+            *rights_to("get list watch create delete", JOBS, namespace=where),
             *rights_to("list watch", PODS, namespace=where),
             *rights_to("get", PODS, namespace=where, subresource="log"),
             *rights_to("create", PODS, namespace=where, subresource="proxy"),
@@ -118,11 +118,11 @@ class KubernetesJobs:
             *rights_to("get create", SECRETS, namespace=self._cluster.namespace),
         ]
         if self._store.kind != "claim":
-            needed += rights_to("patch", PERSISTENT_VOLUME_CLAIMS, namespace=where)
+            needed += rights_to("create patch", PERSISTENT_VOLUME_CLAIMS, namespace=where)
         if self._store.kind in ("nfs", "host"):
-            needed += rights_to("patch", PERSISTENT_VOLUMES)
+            needed += rights_to("get create patch", PERSISTENT_VOLUMES)
         if self._settings.kubernetes_create_namespaces:
-            needed += rights_to("get patch", NAMESPACES)
+            needed += rights_to("get create patch", NAMESPACES)
         return needed
 
     def path(self, key: Key) -> str:
@@ -156,7 +156,7 @@ class KubernetesJobs:
         self._refused.pop(job, None)
         labels = {**key_labels(job.key), WORK: "save", ATTEMPT: str(job.attempt)}
         with contextlib.suppress(NamespaceMissing):
-            await self._cluster.delete_all(JOBS, labels, namespace=self._projects.namespace(job.key.project))
+            await self._delete_jobs(labels, self._projects.namespace(job.key.project))
         self._ring()
 
     async def remove(self, key: Key) -> None:
@@ -167,7 +167,7 @@ class KubernetesJobs:
         if not await self._has_store(namespace):
             return  # nothing can ever have been saved here
         labels = {**key_labels(key), WORK: "save"}
-        await self._cluster.delete_all(JOBS, labels, namespace=namespace)
+        await self._delete_jobs(labels, namespace)
         try:
             async with asyncio.timeout(self._patience):
                 await self._until_no_pod(namespace, labels)
@@ -296,6 +296,12 @@ class KubernetesJobs:
         self._projects.forget(namespace)
         self._with_store.discard(namespace)
 
+    async def _delete_jobs(self, labels: dict[str, str], namespace: str) -> None:
+        """One by one: deleting them as a collection would be one more right."""
+        for found in await self._cluster.list(JOBS, Partial, namespace=namespace, labels=labels):
+            about = found.metadata
+            await self._cluster.delete(JOBS, about.name, namespace=namespace, uid=about.uid)
+
     async def _until_no_pod(self, namespace: str, labels: dict[str, str]) -> None:
         """Wait until nothing writes any more."""
         writing: Mirror[Pod] = Mirror()
@@ -317,7 +323,7 @@ class KubernetesJobs:
             words = words or [await last_words(self._cluster, JOBS, wanted.name, wanted.namespace)]
             _log.warning("a clean-up does not end", job=wanted.name, because=words[0])
             raise
-        await self._cluster.delete_all(JOBS, labels, namespace=wanted.namespace)
+        await self._delete_jobs(labels, wanted.namespace)
 
     async def _until_done(self, wanted: OwnJob, labels: dict[str, str]) -> None:
         async with contextlib.aclosing(
@@ -331,7 +337,7 @@ class KubernetesJobs:
                     return
                 failed = condition(job.status.conditions, "Failed")
                 if failed is not None and failed.status == "True":
-                    await self._cluster.delete_all(JOBS, labels, namespace=wanted.namespace)
+                    await self._delete_jobs(labels, wanted.namespace)
                     raise Unavailable(f"a clean-up failed: {failed.message or failed.reason}; trying again", retry=10)
 
     def _ring(self) -> None:

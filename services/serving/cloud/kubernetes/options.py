@@ -1,0 +1,56 @@
+"""How the operator wants models to be served. Pure."""
+
+from typing import Final, Literal
+
+import msgspec
+
+TENSORFLOW_SERVING: Final = "tensorflow-serving"
+ELEARN: Final = "elearn"
+
+
+class ServingOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Read from ``ELEARN_<FIELD>``.
+
+    Attributes:
+        kubernetes_serving_server: which server answers: TensorFlow Serving, or elearn's own, which can also spread
+            requests over versions.
+        kubernetes_serving_image: its image; not set: ``tensorflow/serving``, or elearn's own.
+        kubernetes_serving_service: how servings are reached: ``ClusterIP`` from inside the cluster alone,
+            ``NodePort`` at ports of the nodes, ``LoadBalancer`` at an address that the cluster's provider gives.
+        kubernetes_serving_host: with ``NodePort``, a name or address of the nodes that clients reach.
+        kubernetes_cluster_domain: what names in the cluster end with.
+        kubernetes_serving_image_seconds: a replica whose image can't be had for so long has failed, in seconds.
+        kubernetes_serving_stop_seconds: how long a replica that is ended goes on, so that nobody is sent to it any
+            more when it stops, in seconds.
+    """
+
+    kubernetes_serving_server: Literal["tensorflow-serving", "elearn"] = "tensorflow-serving"
+    kubernetes_serving_image: str = ""
+    kubernetes_serving_service: Literal["ClusterIP", "NodePort", "LoadBalancer"] = "ClusterIP"
+    kubernetes_serving_host: str = ""
+    kubernetes_cluster_domain: str = "cluster.local"
+    kubernetes_serving_image_seconds: float = 60.0
+    kubernetes_serving_stop_seconds: int = 10
+
+    @property
+    def own_server(self) -> bool:
+        """Whether elearn's own server answers."""
+        return self.kubernetes_serving_server == ELEARN
+
+
+class ServerOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What holds for every replica, in any cloud: from the service's own settings.
+
+    Attributes:
+        cpu, memory: cores and bytes where a serving names none.
+        start_seconds: a replica that does not answer so long after its start has failed.
+        grace_seconds: how long a replica that is ended may take to answer what it has begun.
+        max_batch, batch_micros: of elearn's own server.
+    """
+
+    cpu: float
+    memory: int
+    start_seconds: float
+    grace_seconds: float
+    max_batch: int
+    batch_micros: int

@@ -1,0 +1,161 @@
+"""Stories of servings on an emulated cluster."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from msgspec.structs import replace
+
+from services.serving.cloud.kubernetes import KubernetesServings
+from services.serving.cloud.port import Deployment
+from services.serving.model import Source
+from shared.contracts.serving import ServingSpec
+from shared.errors import Unavailable
+from shared.kube import Cluster
+from shared.kube.resources import AUTOSCALERS, DEPLOYMENTS, DISRUPTION_BUDGETS, PODS, SERVICES
+from tests.contract.test_serving_cloud import leading, settled
+from tests.support.kube_kubelet import PodServer, emulated
+from tests.support.kube_life import ClusterLife
+from tests.support.kube_servings import MODELS, NAMESPACE, ModelServers, servings_on
+
+KINDS = (SERVICES, DEPLOYMENTS, DISRUPTION_BUDGETS, AUTOSCALERS, PODS)
+ONE = Deployment(
+    uid="0123456789abcdef",
+    project="default",
+    name="digits",
+    model="digits",
+    revision=1,
+    replicas=2,
+    sources=(Source(number=1, volume=MODELS, path="default/digits/1"),),
+    traffic={1: 100},
+    labels={},
+)
+
+
+class Bench(NamedTuple):
+    cloud: KubernetesServings
+    cluster: Cluster
+    server: PodServer
+    life: ClusterLife
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    (tmp_path / "1").mkdir()
+    async with emulated(tmp_path, deploying=False) as (server, life, _, cluster):
+        ModelServers(server, life, tmp_path)
+        yield Bench(servings_on(cluster), cluster, server, life)
+
+
+async def test_everything_of_a_serving_goes_and_nothing_else(bench: Bench) -> None:
+    other = replace(ONE, uid="feedfeedfeedfeed", name="other")
+    async with leading(bench.cloud) as watching:
+        await bench.cloud.apply(replace(ONE, max_replicas=4))
+        await bench.cloud.apply(other)
+        await watching.until(settled(1, 2))
+        await watching.until(settled(1, 2), other.uid)
+        assert [len(bench.server.store.all(kind, NAMESPACE)) for kind in KINDS] == [2, 2, 2, 1, 4]
+        await bench.cloud.remove(ONE.uid)
+        await watching.gone()
+        assert [len(bench.server.store.all(kind, NAMESPACE)) for kind in KINDS] == [1, 1, 1, 0, 2]
+
+
+async def test_an_autoscaler_decides_between_the_bounds_until_there_are_none(bench: Bench) -> None:
+    async with leading(bench.cloud) as watching:
+        await bench.cloud.apply(replace(ONE, max_replicas=4))
+        seen = await watching.until(settled(1, 2))
+        assert seen.wanted == 2
+        (deployment,) = bench.server.store.all(DEPLOYMENTS)
+        bench.server.store.patch(
+            DEPLOYMENTS,
+            NAMESPACE,
+            deployment["metadata"]["name"],
+            {"spec": {"replicas": 3}},
+            "merge",
+            "kube-controller-manager",
+        )
+        seen = await watching.until(settled(1, 3))
+        assert seen.wanted == 3
+        await bench.cloud.apply(replace(ONE, max_replicas=4, revision=2))
+        seen = await watching.until(settled(2, 3))  # what the autoscaler wants is not reset by a new revision
+        again = servings_on(bench.cluster)
+        async with leading(again) as other:
+            assert (await other.until(settled(2, 3))).wanted == 3
+        await bench.cloud.apply(replace(ONE, revision=2))
+        assert (await watching.until(settled(2, 2))).wanted is None
+        assert bench.server.store.all(AUTOSCALERS) == []
+
+
+async def test_what_the_cluster_refuses_fails_the_revision_in_words_and_leaves_the_old_one(bench: Bench) -> None:
+    async with leading(bench.cloud) as watching:
+        await bench.cloud.apply(ONE)
+        await watching.until(settled(1, 2))
+        bench.server.fail(422, "Invalid", "spec.template: no privileged servers", method="PATCH", path="deployments")
+        await bench.cloud.apply(replace(ONE, revision=2))
+        seen = await watching.until(lambda seen: seen.replicas[-1].state == "failing")
+        assert [each.state for each in seen.replicas] == ["ready", "ready", "failing"]
+        assert "no privileged servers" in seen.replicas[-1].reason
+        await bench.cloud.apply(ONE)
+        await watching.until(settled(1, 2))
+
+
+async def test_a_missing_right_is_named_and_waited_for(bench: Bench) -> None:
+    bench.server.deny("patch", "deployments")
+    with pytest.raises(Unavailable, match="with the verb patch on deployments"):
+        await bench.cloud.apply(ONE)
+    bench.server.allow()
+    async with leading(bench.cloud) as watching:
+        await bench.cloud.apply(ONE)
+        await watching.until(settled(1, 2))
+
+
+@pytest.mark.parametrize("code", [409, 429, 500])
+async def test_a_busy_server_is_asked_again(bench: Bench, code: int) -> None:
+    words = "the object has been modified; please apply your changes to the latest version and try again"
+    bench.server.fail(code, "Conflict" if code == 409 else "", words, times=2, method="PATCH", retry_after=0)
+    async with leading(bench.cloud) as watching:
+        await bench.cloud.apply(ONE)
+        await watching.until(settled(1, 2))
+
+
+async def test_the_watch_bears_with_cuts_and_forgotten_history(bench: Bench) -> None:
+    async with leading(bench.cloud) as watching:
+        await bench.server.watched(3)
+        bench.server.gone()
+        await bench.cloud.apply(ONE)
+        await watching.until(settled(1, 2))
+        await bench.server.watched(3)
+        await bench.server.cut(mid_line=True)
+        await bench.cloud.apply(replace(ONE, replicas=3))
+        await watching.until(settled(1, 3))
+
+
+async def test_a_lost_node_is_seen_and_its_replicas_are_made_anew(bench: Bench) -> None:
+    async with leading(bench.cloud) as watching:
+        await bench.cloud.apply(ONE)
+        await watching.until(settled(1, 2))
+        bench.life.lose_node("n1")
+        await watching.until(lambda seen: not settled(1, 2)(seen))
+
+
+@pytest.mark.parametrize(
+    ("spec", "field", "words"),
+    [
+        ({"gpu": 1}, "gpu", "no node has 1 GPUs: the most is 0"),
+        ({"cpu": 17}, "cpu", "the most is 16"),
+        ({"memory": "65Gi"}, "memory", "no node has 65 GiB: the most is 64"),
+        ({"memory": "much"}, "memory", "much"),
+        ({"cpu": 16, "memory": "64Gi"}, "", ""),
+    ],
+)
+async def test_what_no_node_is_large_enough_for(bench: Bench, spec: dict[str, object], field: str, words: str) -> None:
+    errors = await bench.cloud.admit(ServingSpec(name="d", model="d", version=1, **spec))
+    assert [error.field for error in errors] == ([field] if field else [])
+    assert all(words in error.message for error in errors)
+
+
+async def test_traffic_is_split_by_our_own_server_alone(bench: Bench) -> None:
+    assert bench.cloud.capabilities.traffic_split
+    other = servings_on(bench.cluster, kubernetes_serving_server="tensorflow-serving")
+    assert not other.capabilities.traffic_split
