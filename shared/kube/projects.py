@@ -1,13 +1,22 @@
 """The namespaces of projects, made on demand."""
 
 import asyncio
+from collections.abc import AsyncGenerator, Callable
+from typing import TypeVar
 
 from shared.errors import Forbidden, Unavailable
+from shared.kube.changes import Told
 from shared.kube.client import Cluster
-from shared.kube.names import PROJECT, labels_of
-from shared.kube.objects import Partial
-from shared.kube.resources import NAMESPACES
+from shared.kube.errors import NamespaceMissing
+from shared.kube.merge import merged
+from shared.kube.names import PROJECT, Selector, labels_of
+from shared.kube.objects import HasMetadata, Partial
+from shared.kube.resources import NAMESPACES, Resource
 from shared.kube.settings import ProjectSettings
+from shared.kube.watch import watch
+
+S = TypeVar("S", bound=HasMetadata)
+T = TypeVar("T")
 
 
 class Projects:
@@ -34,6 +43,10 @@ class Projects:
             Forbidden: it is not there, and we may not make it.
         """
         name = self.namespace(project)
+        places = self._settings.places
+        if None not in places and name not in places:
+            named = ", ".join(self._settings.kubernetes_projects)
+            raise Forbidden(f"project {project} is none of those that elearn keeps to in this cluster: {named}")
         if name in self._there or not self._settings.kubernetes_create_namespaces:
             return name
         async with self._making:
@@ -57,6 +70,51 @@ class Projects:
             raise Forbidden(
                 f"namespace {name} is not there and elearn may not make it: create it ({error.detail})"
             ) from error
+
+
+async def list_ours(
+    cluster: Cluster, settings: ProjectSettings, resource: Resource, read: type[S], labels: Selector
+) -> list[S]:
+    """Our objects in the namespaces of all projects."""
+    found: list[S] = []
+    for place in settings.places:
+        try:
+            found += await cluster.list(resource, read, namespace=place, everywhere=place is None, labels=labels)
+        except NamespaceMissing:
+            continue
+    return found
+
+
+def watch_all(
+    cluster: Cluster,
+    settings: ProjectSettings,
+    resource: Resource,
+    read: type[S],
+    *,
+    project: Callable[[S], T],
+    labels: Selector | None = None,
+    ours: bool = True,
+) -> AsyncGenerator[Told[T], None]:
+    """One watch over the namespaces of all projects."""
+    watches = [
+        watch(
+            cluster,
+            resource,
+            read,
+            project=project,
+            namespace=place,
+            everywhere=place is None,
+            labels=labels,
+            ours=ours,
+        )
+        for place in settings.places
+    ]
+    return watches[0] if len(watches) == 1 else merged(watches)
+
+
+def as_it_is(object: T) -> T:
+    """For :func:`watch_all`: keep the whole object."""
+    return object
 
 
 def namespace_manifest(name: str, installation: str, labels: dict[str, str]) -> dict[str, object]:

@@ -16,12 +16,19 @@ _log = structlog.get_logger(__name__)
 _EVERY: Final = 600.0
 
 
-def rights_to(verbs: str, *resources: Resource, namespace: str | None = None, subresource: str = "") -> list[Right]:
-    """Rights by their verbs, as in ``rights_to("list watch", PODS)``."""
+def rights_to(
+    verbs: str, *resources: Resource, places: Sequence[str | None] = (None,), subresource: str = ""
+) -> list[Right]:
+    """Rights by their verbs, as in ``rights_to("list watch", PODS)``.
+
+    Args:
+        places: namespaces; None: all of them, or none as for nodes.
+    """
     return [
-        Right(verb=verb, resource=resource, namespace=namespace, subresource=subresource)
+        Right(verb=verb, resource=resource, namespace=place, subresource=subresource)
         for resource in resources
         for verb in verbs.split()
+        for place in places
     ]
 
 

@@ -36,6 +36,8 @@ class ProjectSettings(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         kubernetes_project_namespace: name of a project's namespace; ``{project}`` stands for the project's name.
         kubernetes_create_namespaces: make a project's namespace where it is missing.
+        kubernetes_projects: the only projects there are: their namespaces alone are looked into, and rights are needed
+            in no others. None named: any project, and rights in all namespaces.
         kubernetes_image: elearn's own image, for save jobs and whatever else works on files.
         kubernetes_image_pull_policy: when nodes pull it.
         kubernetes_image_pull_secrets: Secrets in the project's namespace that may pull it.
@@ -44,6 +46,7 @@ class ProjectSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     kubernetes_project_namespace: str = PROJECT_NAMESPACE
     kubernetes_create_namespaces: bool = True
+    kubernetes_projects: tuple[str, ...] = ()
     kubernetes_image: str = "elearn:dev"
     kubernetes_image_pull_policy: Literal["IfNotPresent", "Always", "Never"] = "IfNotPresent"
     kubernetes_image_pull_secrets: tuple[str, ...] = ()
@@ -58,3 +61,10 @@ class ProjectSettings(msgspec.Struct, frozen=True, kw_only=True):
         """The namespace that all projects share, or None where each has its own."""
         pattern = self.kubernetes_project_namespace
         return None if "{project}" in pattern else pattern
+
+    @property
+    def places(self) -> tuple[str | None, ...]:
+        """The namespaces in which our objects may lie; None: all there are."""
+        if self.one_namespace is not None:
+            return (self.one_namespace,)
+        return tuple(self.namespace_of(project) for project in self.kubernetes_projects) or (None,)

@@ -50,7 +50,7 @@ from shared.kube.merge import Mirror
 from shared.kube.names import ROOM, object_name
 from shared.kube.objects import Claim, Metadata, StorageClass, View
 from shared.kube.own_pods import Mounted, OwnJob
-from shared.kube.projects import Projects
+from shared.kube.projects import Projects, list_ours, watch_all
 from shared.kube.resources import (
     CONFIG_MAPS,
     EVENTS,
@@ -65,7 +65,6 @@ from shared.kube.resources import (
 from shared.kube.rights import rights_to
 from shared.kube.said import last_words
 from shared.kube.settings import ProjectSettings
-from shared.kube.watch import watch
 from shared.supervise import Wake
 
 _log = structlog.get_logger(__name__)
@@ -122,17 +121,17 @@ class KubernetesStorage:
 
     def rights(self) -> list[Right]:
         """What RBAC has to let us do."""
-        own, where = self._cluster.namespace, self._settings.one_namespace
+        own, places = [self._cluster.namespace], self._settings.places
         needed = [
-            *rights_to("get list watch create patch delete", CONFIG_MAPS, namespace=where),
-            *rights_to("get list watch create patch delete", PERSISTENT_VOLUME_CLAIMS, namespace=where),
+            *rights_to("get list watch create patch delete", CONFIG_MAPS, places=places),
+            *rights_to("get list watch create patch delete", PERSISTENT_VOLUME_CLAIMS, places=places),
             *rights_to("get create patch delete", PERSISTENT_VOLUMES),
             *rights_to("get", STORAGE_CLASSES),
-            *rights_to("get create delete", JOBS, namespace=where),
-            *rights_to("list watch", PODS, namespace=where),
-            *rights_to("create", PODS, namespace=where, subresource="proxy"),
-            *rights_to("list", EVENTS, namespace=where),
-            *rights_to("get create patch delete", SECRETS, namespace=own),
+            *rights_to("get create delete", JOBS, places=places),
+            *rights_to("list watch", PODS, places=places),
+            *rights_to("create", PODS, places=places, subresource="proxy"),
+            *rights_to("list", EVENTS, places=places),
+            *rights_to("get create patch delete", SECRETS, places=own),
         ]
         if self._options.kubernetes_nfs_own:
             needed += rights_to("create patch delete", STORAGE_CLASSES)
@@ -185,31 +184,27 @@ class KubernetesStorage:
         told: dict[str, Observation] = {}
         records: Mirror[Record | None] = Mirror()
         claims: Mirror[SeenClaim] = Mirror()
-        where = self._settings.one_namespace
-        everywhere = where is None
         synced = False
         async with Follower() as follower:
             follower.follow(
                 records,
-                watch(
+                watch_all(
                     self._cluster,
+                    self._settings,
                     CONFIG_MAPS,
                     _ConfigMap,
                     project=_record_of,
-                    namespace=where,
-                    everywhere=everywhere,
                     labels={ROOM: ROOM_NAME},
                 ),
             )
             follower.follow(
                 claims,
-                watch(
+                watch_all(
                     self._cluster,
+                    self._settings,
                     PERSISTENT_VOLUME_CLAIMS,
                     Claim,
                     project=claim_seen,
-                    namespace=where,
-                    everywhere=everywhere,
                     ours=False,
                 ),
             )
@@ -323,14 +318,8 @@ class KubernetesStorage:
         return _record_of(found) if found is not None else None
 
     async def _records(self, uid: str) -> tuple[Record, ...]:
-        where = self._settings.one_namespace
-        found = await self._cluster.list(
-            CONFIG_MAPS,
-            _ConfigMap,
-            namespace=where,
-            everywhere=where is None,
-            labels={ROOM: ROOM_NAME, UID: uid},
-        )
+        labels = {ROOM: ROOM_NAME, UID: uid}
+        found = await list_ours(self._cluster, self._settings, CONFIG_MAPS, _ConfigMap, labels)
         return tuple(record for each in found if (record := _record_of(each)) is not None)
 
     # -- looking ----------------------------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ from shared.kube.names import PROJECT, ROOM
 from shared.kube.objects import Job as KubeJob
 from shared.kube.objects import Partial, Pod, condition, is_true
 from shared.kube.own_pods import OwnJob, own_job
-from shared.kube.projects import Projects
+from shared.kube.projects import Projects, as_it_is, watch_all
 from shared.kube.resources import (
     EVENTS,
     JOBS,
@@ -107,18 +107,18 @@ class KubernetesJobs:
 
     def rights(self) -> list[Right]:
         """What RBAC has to let us do."""
-        where = self._settings.one_namespace
+        places = self._settings.places
         needed = [
-            *rights_to("get list watch create delete", JOBS, namespace=where),
-            *rights_to("list watch", PODS, namespace=where),
-            *rights_to("get", PODS, namespace=where, subresource="log"),
-            *rights_to("create", PODS, namespace=where, subresource="proxy"),
-            *rights_to("list", EVENTS, namespace=where),
-            *rights_to("get", PERSISTENT_VOLUME_CLAIMS, namespace=where),
-            *rights_to("get create", SECRETS, namespace=self._cluster.namespace),
+            *rights_to("get list watch create delete", JOBS, places=places),
+            *rights_to("list watch", PODS, places=places),
+            *rights_to("get", PODS, places=places, subresource="log"),
+            *rights_to("create", PODS, places=places, subresource="proxy"),
+            *rights_to("list", EVENTS, places=places),
+            *rights_to("get", PERSISTENT_VOLUME_CLAIMS, places=places),
+            *rights_to("get create", SECRETS, places=[self._cluster.namespace]),
         ]
         if self._store.kind != "claim":
-            needed += rights_to("create patch", PERSISTENT_VOLUME_CLAIMS, namespace=where)
+            needed += rights_to("create patch", PERSISTENT_VOLUME_CLAIMS, places=places)
         if self._store.kind in ("nfs", "host"):
             needed += rights_to("get create patch", PERSISTENT_VOLUMES)
         if self._settings.kubernetes_create_namespaces:
@@ -190,20 +190,16 @@ class KubernetesJobs:
         told: dict[Job, Observation] = {}
         jobs: Mirror[KubeJob] = Mirror()
         pods: Mirror[Pod] = Mirror()
-        where = self._settings.one_namespace
         labels = {ROOM: ROOM_NAME, WORK: "save"}
         synced = False
         bell = Wake()
         self._bells.add(bell)
         try:
             async with Follower() as follower:
-                everywhere = where is None
-                follower.follow(
-                    jobs, watch(self._cluster, JOBS, KubeJob, namespace=where, everywhere=everywhere, labels=labels)
-                )
-                follower.follow(
-                    pods, watch(self._cluster, PODS, Pod, namespace=where, everywhere=everywhere, labels=labels)
-                )
+                for_jobs = watch_all(self._cluster, self._settings, JOBS, KubeJob, project=as_it_is, labels=labels)
+                for_pods = watch_all(self._cluster, self._settings, PODS, Pod, project=as_it_is, labels=labels)
+                follower.follow(jobs, for_jobs)
+                follower.follow(pods, for_pods)
                 listening = asyncio.create_task(_listen(bell, follower), name="bell of save jobs")
                 try:
                     while True:

@@ -40,7 +40,7 @@ from shared.kube.merge import Mirror
 from shared.kube.names import ROOM
 from shared.kube.objects import Deployment as KubeDeployment
 from shared.kube.objects import HasMetadata, Node, Partial, Pod, is_true
-from shared.kube.projects import Projects
+from shared.kube.projects import Projects, as_it_is, list_ours, watch_all
 from shared.kube.quantities import cores, whole
 from shared.kube.resources import (
     AUTOSCALERS,
@@ -54,7 +54,6 @@ from shared.kube.resources import (
 )
 from shared.kube.rights import rights_to, tell_missing
 from shared.kube.settings import ProjectSettings
-from shared.kube.watch import watch
 from shared.supervise import Wake
 
 T = TypeVar("T", bound=HasMetadata)
@@ -103,11 +102,11 @@ class KubernetesServings:
 
     def rights(self) -> list[Right]:
         """What RBAC has to let us do."""
-        where = self._settings.one_namespace
+        places = self._settings.places
         needed = [
-            *rights_to("get list watch create patch delete", DEPLOYMENTS, SERVICES, namespace=where),
-            *rights_to("get list create patch delete", AUTOSCALERS, DISRUPTION_BUDGETS, namespace=where),
-            *rights_to("list watch", PODS, namespace=where),
+            *rights_to("get list watch create patch delete", DEPLOYMENTS, SERVICES, places=places),
+            *rights_to("get list create patch delete", AUTOSCALERS, DISRUPTION_BUDGETS, places=places),
+            *rights_to("list watch", PODS, places=places),
             *rights_to("list", NODES),
         ]
         if self._settings.kubernetes_create_namespaces:
@@ -153,11 +152,9 @@ class KubernetesServings:
     async def remove(self, uid: str) -> None:
         """See the port."""
         self._refused.pop(uid, None)
-        where = self._settings.one_namespace
         for resource in _KINDS:
-            found = await self._cluster.list(
-                resource, Partial, namespace=where, everywhere=where is None, labels={ROOM: ROOM_NAME, UID: uid}
-            )
+            labels = {ROOM: ROOM_NAME, UID: uid}
+            found = await list_ours(self._cluster, self._settings, resource, Partial, labels)
             for each in found:
                 about = each.metadata
                 await self._cluster.delete(resource, about.name, namespace=about.namespace, uid=about.uid)
@@ -239,15 +236,12 @@ class KubernetesServings:
     # -- looking ------------------------------------------------------------------------------------------------------
 
     def _follow(self, follower: Follower, mirror: Mirror[T], resource: Resource, kind: type[T]) -> None:
-        where = self._settings.one_namespace
-        feed = watch(self._cluster, resource, kind, namespace=where, everywhere=where is None, labels={ROOM: ROOM_NAME})
+        labels = {ROOM: ROOM_NAME}
+        feed = watch_all(self._cluster, self._settings, resource, kind, project=as_it_is, labels=labels)
         follower.follow(mirror, feed)
 
     async def _find_autoscaled(self) -> None:
-        where = self._settings.one_namespace
-        found = await self._cluster.list(
-            AUTOSCALERS, Partial, namespace=where, everywhere=where is None, labels={ROOM: ROOM_NAME}
-        )
+        found = await list_ours(self._cluster, self._settings, AUTOSCALERS, Partial, {ROOM: ROOM_NAME})
         self._autoscaled.update(each.metadata.labels.get(UID, "") for each in found)
 
     def _look(
