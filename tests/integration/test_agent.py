@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import httpx
-import pytest
 
 from shared.agent import Agent, digest_of
 from shared.errors import Conflict
@@ -76,14 +75,3 @@ async def test_an_agent_that_nobody_asks_ends_but_not_while_it_works(unused_tcp_
             except httpx.ConnectError:
                 await asyncio.sleep(0)
         await running
-
-
-@pytest.mark.parametrize(
-    "module", ["services.registry.cloud.kubernetes.agent", "services.registry.cloud.kubernetes.work"]
-)
-def test_what_runs_in_pods_loads_no_more_than_it_needs(module: str) -> None:
-    import subprocess
-
-    code = f"import sys, {module}; print([each for each in ('asyncpg', 'nats', 'tensorflow', 'numpy') if each in sys.modules])"
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    assert ran.stdout.strip() == "[]"
