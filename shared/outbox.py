@@ -17,7 +17,7 @@ from shared.bus.connection import Connection
 from shared.bus.streams import ensure_streams
 from shared.clock import now
 from shared.contracts.event import PREFIX, subject_of
-from shared.errors import Unavailable
+from shared.errors import StorageFull, Unavailable
 from shared.postgres import Database, Transaction
 from shared.supervise import Wake
 
@@ -89,7 +89,7 @@ class Relay:
         self._publisher: JetStreamContext | None = None
 
     async def run(self) -> None:
-        """Publish for ever; a database or a bus that is away is waited for."""
+        """Publish for ever; a database or a bus that is away is waited for, and room on a full disk."""
         self._connection.add_reconnect_wake(self._wake)
         pause = 0.1
         try:
@@ -98,7 +98,7 @@ class Relay:
                     await self._follow_stream()
                     await self._publish_pending()
                     pause = 0.1
-                except (Unavailable, TimeoutError, nats.errors.Error) as error:
+                except (Unavailable, StorageFull, TimeoutError, nats.errors.Error) as error:
                     _log.info("outbox waits", error=str(error) or repr(error), pause=pause)
                     await self._wake.wait(pause)
                     pause = min(5.0, pause * 2)

@@ -23,7 +23,7 @@ from shared.bus import Bus, Connection, Consumer
 from shared.bus.consume import run_consumer
 from shared.bus.rpc import Handlers, Server
 from shared.bus.streams import ensure_streams
-from shared.errors import ElearnError, Unavailable
+from shared.errors import ElearnError, StorageFull, Unavailable
 from shared.health import Check, HealthServer
 from shared.outbox import Outbox, Relay
 from shared.postgres import Database
@@ -247,7 +247,7 @@ async def _lead(database: Database, wakes: Mapping[str, Wake], leading: Mapping[
                     supervisor.forever(label, work())
                 await supervisor.wait(lost.wait())
             _log.warning("no longer leading")
-        except Unavailable as error:
+        except (Unavailable, StorageFull) as error:
             _log.info("waiting to lead", error=error.detail)
         await asyncio.sleep(pause)
         pause = min(2.0, pause * 2)
@@ -257,6 +257,6 @@ async def _sweep(database: Database, retention_days: float) -> None:
     while True:
         try:
             await outbox.sweep(database, retention_days)
-        except Unavailable as error:
+        except (Unavailable, StorageFull) as error:
             _log.info("sweeping later", error=error.detail)
         await asyncio.sleep(_SWEEP_EVERY)

@@ -52,8 +52,8 @@ class Supervisor:
         if task.cancelled():
             return
         error = task.exception() or BackgroundTaskEndedError(f"{task.get_name()} ended by itself")
-        _log.error("background task ended", task=task.get_name(), error=repr(error))
         self._failed.set_exception(error)
+        _log.error("background task ended", task=task.get_name(), error=repr(error))
 
     async def wait(self, stop: Awaitable[object]) -> None:
         """Wait until ``stop`` completes, or raise what ended a background task."""

@@ -21,7 +21,7 @@ from shared.bus.connection import Connection
 from shared.bus.message import Message, message_from
 from shared.bus.streams import DEAD_PREFIX, ensure_streams
 from shared.contracts.event import STREAM
-from shared.errors import Unavailable
+from shared.errors import StorageFull, Unavailable
 from shared.postgres import Database, Transaction
 from shared.supervise import Wake
 
@@ -124,7 +124,7 @@ class Pull:
 async def run_consumer(connection: Connection, database: Database, room: str, consumer: Consumer) -> None:
     """Deliver a consumer's messages to its handler, for ever.
 
-    A database or bus that is away is waited for; it uses up no delivery.
+    A database or bus that is away, or a full disk, is waited for; it uses up no delivery.
     """
     pause = 0.2
     while True:
@@ -197,7 +197,7 @@ async def _handle(database: Database, consumer: Consumer, message: Message, raw:
                 if await inbox.accept(transaction, consumer.durable, message.id):
                     await consumer.handle(transaction, message)
             return
-        except Unavailable as error:
+        except (Unavailable, StorageFull) as error:
             _log.info("waiting to handle a message", consumer=consumer.durable, error=str(error))
             await raw.in_progress()
             await asyncio.sleep(pause)

@@ -2,6 +2,8 @@
 
 import asyncio
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -192,3 +194,15 @@ async def test_retrying_goes_on_after_the_named_errors_and_no_others() -> None:
     with pytest.raises(ValueError, match="broken"):
         await retrying("work", attempt, on=(ConnectionError,), first=0.001)
     assert seen == [0, 1, 2]
+
+
+def test_a_log_that_can_not_be_written_ends_nothing() -> None:
+    program = (
+        "import logging, structlog; from shared import logs\n"
+        "logs.configure('room', 'info', 'json')\n"
+        "structlog.get_logger().error('told'); logging.getLogger('other').error('told')\n"
+        "print('went on')\n"
+    )
+    with Path("/dev/full").open("wb") as full:
+        ran = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=full, check=False)
+    assert ran.stdout == b"went on\n"
