@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from elearn import Client
+from shared.contracts.event import Event
 from tests.contract.job_cloud_models import write_saved_model
 from tests.support.product import (
     PARTS,
@@ -171,18 +172,18 @@ def test_no_room_at_all(product: Product, client: Client, trainings: Trainings, 
     name = trainings.submit("before", {"chief": {}, "worker": {}}).name
     trainings.await_started(name, 2)
     client.trainings.wait(name, until="running")
-    pids = {part: product.pid(part) for part in PARTS}
+    pids = {part: product.pid(part) for part in PARTS if part != "nats"}
     taken: list[str] = []
     try:
-        disk.fill(0)
         with product.http() as http:
-            for _ in range(4):
-                disk.fill(0)
+            for leave in (2**17, 2**16, 2**15, 2**14, 2**12, 0, 0):  # bytes
+                disk.fill(leave)
                 answer = http.post("/trainings", json=trainings.spec("full"))
                 if answer.status_code in (201, 202):  # a page of its table had some room left
                     taken.append(answer.json()["name"])
                 else:
                     assert_said_in_words(answer.status_code, answer.json())
+            disk.fill(0)
             refused = http.put("/datastores/full/files/small", content=b"x" * 10_000)
             assert_said_in_words(refused.status_code, refused.json())
             assert http.get(f"/trainings/{name}").status_code == 200
@@ -190,22 +191,30 @@ def test_no_room_at_all(product: Product, client: Client, trainings: Trainings, 
         until(lambda: product.tasks(name) == {}, "its tasks have ended")
     finally:
         disk.make_room()
+    # A stream that could not be written is written again only by a new server: the one part that may not stay.
     product.await_ready()
-    assert {part: product.pid(part) for part in PARTS} == pids
+    assert {part: product.pid(part) for part in PARTS if part != "nats"} == pids
     assert {each.name for each in client.trainings.list()} == {name, *taken}
     next_one = trainings.submit("after").name
     for each in (*taken, next_one):
         trainings.go(each)
     for each, starts in ((name, 2), (next_one, 1), *((each, 1) for each in taken)):
         ended = wait_freed(client, each)
-        assert (ended.state, ended.attempt) == ("succeeded", 1)
+        assert (ended.state, ended.attempt) == ("succeeded", 1), ended.reason
         assert len(trainings.starts(each)) == starts
 
 
 def test_every_event_was_told_once_and_in_order(product: Product, client: Client) -> None:
-    events = product.events(client)
-    for training in client.trainings.list():
-        assert told(events, "training", training.name) == LIFE
+    names = [training.name for training in client.trainings.list()]
+
+    def complete() -> list[Event]:
+        events = product.events(client)
+        return events if all("freed" in told(events, "training", name) for name in names) else []
+
+    events = until(complete, "what happened on the full disk is told later")
+    for name in names:
+        assert told(events, "training", name) == LIFE
     assert told(events, "version", "model") == ["saving", "failed", "saving", "ready"]
     assert_nothing_held(client)
+    product.await_ready()
     assert product.tracebacks() == []

@@ -269,10 +269,8 @@ task = f"{os.environ['ELEARN_ROLE']}-{os.environ['ELEARN_INDEX']}"
 line = f"{os.environ['ELEARN_ATTEMPT']} {task} {os.getpid()} {os.environ['CUDA_VISIBLE_DEVICES']!r}\\n"
 with (out / "starts").open("a") as file:
     file.write(line)
-print("started", flush=True)
 while not (out / "go").exists():
     time.sleep(0.02)
-print("done", flush=True)
 """
 
 
