@@ -169,19 +169,22 @@ def scale(
     name: Name,
     replicas: Annotated[int | None, typer.Argument(min=0, help="How many servers.")] = None,
     number: Annotated[int | None, typer.Option("--replicas", min=0, help="The same, as an option.")] = None,
+    most: Annotated[
+        int | None, typer.Option("--max", min=0, help="Follow the load up to so many; 0: no longer.")
+    ] = None,
     wait: Wait = True,
     timeout: Timeout = "5m",
     project: Project = None,
     output: Output = Format.table,
 ) -> None:
-    """Serve with more or fewer replicas."""
+    """Serve with more or fewer replicas, or with as many as the load wants."""
     from shared.errors import Invalid
 
     wanted = replicas if replicas is not None else number
-    if wanted is None:
+    if wanted is None and most is None:
         raise Invalid("say how many replicas: elearn serving scale NAME 3")
     with connected(project) as client, Steps() as steps:
-        changed = client.servings.update(name, replicas=wanted)
+        changed = client.servings.update(name, replicas=wanted, max_replicas=most)
         changed = _settled(client, steps, changed, wait, timeout)
     if not show(output, changed):
         _tell(changed)

@@ -88,22 +88,25 @@ class Servings:
         version: int | None = None,
         alias: str | None = None,
         replicas: int | None = None,
+        max_replicas: int | None = None,
         traffic: Mapping[int, int] | None = None,
     ) -> Serving:
         """Change what is served, or by how many replicas; None leaves a field as it is.
 
         Args:
+            max_replicas: let the number of replicas follow the load up to this one; 0: no longer.
             traffic: per cent of requests by version number.
         """
         patch = ServingPatch(
             version=version,
             alias=alias,
             replicas=replicas,
+            max_replicas=max_replicas,
             traffic=None if traffic is None else {str(number): share for number, share in traffic.items()},
         )
         given = {field: value for field, value in msgspec.structs.asdict(patch).items() if value is not None}
         if not given:
-            raise Invalid("nothing to change: give version, alias, replicas or traffic")
+            raise Invalid("nothing to change: give version, alias, replicas, max_replicas or traffic")
         return self._transport.call("PATCH", self._at(name), Serving, body=given)
 
     def rollback(self, name: str, revision: int | None = None) -> Serving:

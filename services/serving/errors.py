@@ -8,7 +8,8 @@
     │   ├── NameTaken
     │   └── NothingToRollBackTo
     ├── Unsupported
-    │   └── NoTrafficSplit          the cloud can't spread requests over versions
+    │   ├── NoTrafficSplit          the cloud can't spread requests over versions
+    │   └── NoAutoscaling           the cloud can't let the number of replicas follow the load
     └── Internal
         └── IllegalTransitionError  a mistake in our own code
 
@@ -41,6 +42,11 @@ class NothingToRollBackTo(Conflict):
 class NoTrafficSplit(Unsupported):
     def __init__(self, cloud: str) -> None:
         super().__init__(f"traffic: the {cloud} cloud can't spread requests over several versions")
+
+
+class NoAutoscaling(Unsupported):
+    def __init__(self, cloud: str) -> None:
+        super().__init__(f"max_replicas: the {cloud} cloud can't let the number of replicas follow the load")
 
 
 class IllegalTransitionError(Internal):

@@ -6,7 +6,7 @@ from msgspec.structs import replace
 
 from services.serving import store
 from services.serving.cloud.port import ServingCloud
-from services.serving.errors import NameTaken, NoSuchServing, NoTrafficSplit
+from services.serving.errors import NameTaken, NoAutoscaling, NoSuchServing, NoTrafficSplit
 from services.serving.model import (
     AliasMoved,
     Change,
@@ -35,6 +35,7 @@ from shared.contracts.serving import (
     ServingPatch,
     ServingSpec,
     UpdateServing,
+    scaling_errors,
     serving_errors,
 )
 from shared.errors import Invalid
@@ -59,10 +60,12 @@ class Handlers:
             Invalid: its spec can't be had here.
             NotFound, Conflict: the model, version or alias is not there, or not ready.
             NameTaken: there is one of that name.
+            NoAutoscaling: this cloud can't.
         """
         spec = request.spec
         if errors := serving_errors(spec):
             raise Invalid.of(errors)
+        self._check_scaling(spec.max_replicas)
         await self._admit(spec)
         choice = await self._choose(request.project, spec.model, spec.version, spec.alias, "created")
         cause = context.current()
@@ -94,7 +97,7 @@ class Handlers:
             Invalid: the patch contradicts itself, or this machine never has room for it.
             NoSuchServing: there is none.
             NotFound, Conflict: a version or alias is not there, or not ready.
-            NoTrafficSplit: this cloud can't.
+            NoTrafficSplit, NoAutoscaling: this cloud can't.
         """
         patch = request.patch
         if errors := patch_errors(patch):
@@ -105,8 +108,9 @@ class Handlers:
             found = await store.load(transaction, request.project, request.name)
         if found is None:
             raise NoSuchServing(request.project, request.name)
-        if patch.replicas is not None:
-            await self._admit(replace(found.spec, replicas=patch.replicas))
+        self._check_scaling(patch.max_replicas)
+        if patch.replicas is not None or patch.max_replicas is not None:
+            await self._admit(_scaled(found.spec, patch))
         choice = None
         if patch.traffic is not None:
             traffic = {int(number): share for number, share in patch.traffic.items() if share}
@@ -115,7 +119,7 @@ class Handlers:
             choice = Choice(traffic=traffic, cause=words, sources=sources)
         elif patch.version is not None or patch.alias is not None:
             choice = await self._choose(request.project, found.spec.model, patch.version, patch.alias, "changed")
-        change = Change(choice=choice, replicas=patch.replicas)
+        change = Change(choice=choice, replicas=patch.replicas, max_replicas=patch.max_replicas)
         return await self._change(request.project, request.name, change)
 
     async def rollback(self, request: RollbackServing) -> Serving:
@@ -166,6 +170,10 @@ class Handlers:
                 if await self._apply(transaction, stored, decide(stored, message, now())):
                     await transaction.notify("wake")
 
+    def _check_scaling(self, max_replicas: int | None) -> None:
+        if max_replicas and not self._cloud.capabilities.autoscaling:
+            raise NoAutoscaling(self._cloud.capabilities.cloud)
+
     async def _change(self, project: str, name: str, message: Message) -> Serving:
         async with self._database.transaction() as transaction:
             stored = await store.load(transaction, project, name, lock=True)
@@ -208,11 +216,21 @@ class Handlers:
         return Choice(traffic={version: 100}, cause=cause, alias=alias, moved_at=moved_at, sources=sources)
 
 
+def _scaled(spec: ServingSpec, patch: ServingPatch) -> ServingSpec:
+    """The spec with the bounds that a patch asks for."""
+    replicas = spec.replicas if patch.replicas is None else patch.replicas
+    most = spec.max_replicas if patch.max_replicas is None else patch.max_replicas
+    scaled = replace(spec, replicas=replicas, max_replicas=most)
+    if errors := scaling_errors(scaled):
+        raise Invalid.of(errors)
+    return scaled
+
+
 def patch_errors(patch: ServingPatch) -> list[FieldError]:
     """What contradicts itself in a patch."""
     given = [name for name in ("version", "alias", "traffic") if getattr(patch, name) is not None]
-    if not given and patch.replicas is None:
-        return [FieldError(field="body", message="give version, alias, replicas or traffic")]
+    if not given and patch.replicas is None and patch.max_replicas is None:
+        return [FieldError(field="body", message="give version, alias, replicas, max_replicas or traffic")]
     if len(given) > 1:
         return [FieldError(field=given[1], message=f"give either {' or '.join(given)}")]
     if patch.traffic is None:

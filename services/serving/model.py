@@ -62,6 +62,7 @@ class StoredServing(msgspec.Struct, frozen=True, kw_only=True):
         revisions: newest first.
         wanted: number of the revision that was asked for last.
         live: number of the last revision that was ready, 0 before there is one.
+        scaled_to: how many replicas the cloud wants now, where it decides.
         alias_moved_at: when the followed alias was last moved, as far as is known here.
     """
 
@@ -81,6 +82,7 @@ class StoredServing(msgspec.Struct, frozen=True, kw_only=True):
     ready_at: datetime | None = None
     endpoint: Endpoint | None = None
     alias_moved_at: datetime | None = None
+    scaled_to: int | None = None
 
     def revision(self, number: int) -> StoredRevision | None:
         """A revision by number, while it is remembered."""
@@ -118,6 +120,7 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
 
     choice: Choice | None = None
     replicas: int | None = None
+    max_replicas: int | None = None
 
 
 class AliasMoved(msgspec.Struct, frozen=True, kw_only=True):
@@ -203,8 +206,13 @@ def decide(stored: StoredServing, message: Message, now: datetime) -> Decision:
     match message:
         case Change():
             after = stored
-            if message.replicas is not None and message.replicas != stored.spec.replicas:
-                after = replace(after, spec=replace(after.spec, replicas=message.replicas))
+            spec = stored.spec
+            if message.replicas is not None:
+                spec = replace(spec, replicas=message.replicas)
+            if message.max_replicas is not None:
+                spec = replace(spec, max_replicas=message.max_replicas)
+            if spec != stored.spec:
+                after = replace(after, spec=spec)
                 if after.target is not None:
                     after = _move(after, "deploying", "changing the number of replicas")
             if message.choice is not None:
@@ -333,13 +341,17 @@ def _seen(stored: StoredServing, seen: Observed, now: datetime) -> StoredServing
     target = stored.target
     wanted = stored.spec.replicas if seen.wanted is None else seen.wanted
     ready = sum(replica.state == "ready" for replica in seen.replicas)
-    stored = replace(stored, ready_replicas=ready, endpoint=seen.endpoint or stored.endpoint)
+    endpoint = seen.endpoint or stored.endpoint
+    stored = replace(stored, ready_replicas=ready, endpoint=endpoint, scaled_to=seen.wanted)
     if target is None or not target.sources:
         return stored
     own = [replica for replica in seen.replicas if replica.revision == target.number]
     own_ready = sum(replica.state == "ready" for replica in own)
     failing = next((replica.reason for replica in own if replica.state == "failing"), "")
-    enough = own_ready == len(own) == wanted
+    if seen.wanted is None:
+        enough = own_ready == len(own) == wanted
+    else:  # more may be on their way, as the load wants it
+        enough = own_ready >= min(stored.spec.replicas, wanted) and not failing
     if target.state == "deploying":
         if failing:
             return _failed(stored, target, failing)

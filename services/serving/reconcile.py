@@ -65,4 +65,6 @@ def deployment_of(row: StoredServing) -> Deployment:
         cpu=None if spec.cpu is None else parse_cpu(spec.cpu),
         memory=None if spec.memory is None else parse_memory(spec.memory),
         gpu=spec.gpu,
+        max_replicas=spec.max_replicas,
+        cpu_percent=spec.cpu_percent,
     )

@@ -13,7 +13,7 @@ def view(stored: StoredServing) -> Serving:
         spec=stored.spec,
         state=stored.state,
         created_at=stored.created_at,
-        replicas=stored.spec.replicas,
+        replicas=stored.spec.replicas if stored.scaled_to is None else stored.scaled_to,
         reason=stored.reason,
         created_by=stored.created_by,
         version=live.version if live else None,

@@ -28,6 +28,9 @@ class ServingSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     Attributes:
         alias: follows the alias when it moves.
+        max_replicas: the number of replicas follows the load, from ``replicas`` up to this one; 0: it stays.
+            A cloud that can't do that refuses it and says so.
+        cpu_percent: of the CPU that replicas asked for, what they shall use then on average.
         cpu, memory, gpu: for each replica.
     """
 
@@ -37,6 +40,8 @@ class ServingSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     version: VersionNumber | None = None
     alias: Name | None = None
     replicas: Replicas = 1
+    max_replicas: Replicas = 0
+    cpu_percent: Annotated[int, msgspec.Meta(ge=1, le=100)] = 70
     cpu: Quantity | None = None
     memory: Quantity | None = None
     gpu: Annotated[int, msgspec.Meta(ge=0, le=64)] = 0
@@ -49,6 +54,7 @@ class ServingPatch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     Attributes:
         version: pin to this version (and no longer follow an alias).
         alias: follow this alias (and no longer be pinned).
+        max_replicas: let the number of replicas follow the load up to this one; 0: no longer.
         traffic: per cent of requests for each version, by number, together 100. A cloud that can't
             split traffic refuses it and says so.
     """
@@ -56,6 +62,7 @@ class ServingPatch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     version: VersionNumber | None = None
     alias: Name | None = None
     replicas: Replicas | None = None
+    max_replicas: Replicas | None = None
     traffic: dict[str, int] | None = None
 
 
@@ -94,6 +101,7 @@ class Serving(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     Attributes:
         version: the version that answers now; None before the first is up.
+        replicas: how many there shall be: as asked for, or as the load wants it.
         ready_replicas: replicas that answer now.
         revisions: newest first, the last twenty.
         traffic: per cent of requests for each version that answers now, where there are several.
@@ -154,4 +162,16 @@ def serving_errors(spec: ServingSpec) -> list[FieldError]:
     errors = label_errors("labels", spec.labels)
     if (spec.version is None) == (spec.alias is None):
         errors.append(FieldError(field="version", message="give either a version or an alias"))
-    return errors
+    return errors + scaling_errors(spec)
+
+
+def scaling_errors(spec: ServingSpec) -> list[FieldError]:
+    """What is wrong with the bounds of the number of replicas."""
+    if not spec.max_replicas:
+        return []
+    if not spec.replicas:
+        return [FieldError(field="replicas", message="must be at least 1 where max_replicas is given")]
+    if spec.max_replicas < spec.replicas:
+        words = f"must be at least as many as replicas ({spec.replicas})"
+        return [FieldError(field="max_replicas", message=words)]
+    return []

@@ -21,7 +21,7 @@ from shared.bus import Bus
 from shared.contracts import datastore, model, serving
 from shared.contracts.common import Named
 from shared.errors import Invalid, NotFound
-from shared.kube.resources import DEPLOYMENTS, JOBS, PERSISTENT_VOLUME_CLAIMS, PERSISTENT_VOLUMES, SECRETS
+from shared.kube.resources import AUTOSCALERS, DEPLOYMENTS, JOBS, PERSISTENT_VOLUME_CLAIMS, PERSISTENT_VOLUMES, SECRETS
 from tests.contract.job_cloud_models import write_saved_model
 from tests.support.kube_kubelet import emulated
 from tests.support.kube_registry import work_here
@@ -112,6 +112,14 @@ async def test_a_datastore_a_save_and_a_serving(
         assert ready.ready_replicas == 2
         assert ready.endpoint is not None
         assert ready.endpoint.rest.endswith(".elearn-search.svc.cluster.local:8501/v1/models/digits")
+
+        patch = serving.ServingPatch(max_replicas=4)
+        await bus.call(serving.UPDATE, serving.UpdateServing(project=PROJECT, name="digits", patch=patch))
+        await until(lambda: gone(server.store.all(AUTOSCALERS)), lambda none: not none)
+        await until(lambda: bus.call(serving.GET, digits), lambda found: found.state == "ready")
+        with pytest.raises(Invalid, match="max_replicas: must be at least as many as replicas"):
+            patch = serving.ServingPatch(replicas=9)
+            await bus.call(serving.UPDATE, serving.UpdateServing(project=PROJECT, name="digits", patch=patch))
 
         await bus.call(serving.DELETE, digits)
         await until(lambda: gone(server.store.all(DEPLOYMENTS)), bool)
