@@ -242,7 +242,7 @@ async def test_what_is_wrong_is_refused_and_leaves_nothing(bus: Bus) -> None:
     with pytest.raises(Conflict, match="there is a serving digits already"):
         await create(bus)
     for patch, words in (
-        ({}, "give version, alias, replicas or traffic"),
+        ({}, "give version, alias, replicas, max_replicas or traffic"),
         ({"version": 1, "alias": "champion"}, "either version or alias"),
         ({"traffic": {"1": 10}}, "add up to 10"),
         ({"replicas": 100}, "will never fit"),
