@@ -176,27 +176,38 @@ def test_external_servers_replace_the_bundled_ones() -> None:
     )
 
 
-def test_named_projects_need_no_rights_elsewhere() -> None:
-    manifests = rendered("projects.only={search,ads}")
-    places = {each["metadata"]["namespace"] for each in of_kind(manifests, "Role")}
-    assert places == {"system-elearn", "elearn-search", "elearn-ads"}
-    beyond = {
+_WITHOUT_NAMESPACE = {"nodes", "priorityclasses", "persistentvolumes", "storageclasses", "csidrivers"}
+
+
+def _beyond(manifests: tuple[Manifest, ...]) -> set[tuple[str, str]]:
+    """Resource and verb of everything that is allowed in the whole cluster."""
+    return {
         (resource, verb)
         for role in of_kind(manifests, "ClusterRole")
         for rule in role["rules"]
         for resource in rule["resources"]
         for verb in rule["verbs"]
     }
-    assert {resource for resource, _ in beyond} == {
-        "nodes",
-        "pods",
-        "priorityclasses",
-        "persistentvolumes",
-        "storageclasses",
-        "csidrivers",
-    }
-    assert {verb for resource, verb in beyond if resource == "pods"} == {"get", "list", "watch"}
-    assert _environment(manifests, "elearn-scheduler")["ELEARN_KUBERNETES_CREATE_NAMESPACES"] == "false"
+
+
+@pytest.mark.parametrize(
+    ("setting", "places"),
+    [
+        ("projects.only={search,ads}", {"system-elearn", "elearn-search", "elearn-ads"}),
+        ("projects.namespace=work", {"system-elearn", "work"}),
+    ],
+)
+def test_where_projects_are_named_there_are_no_rights_elsewhere_but_for_capacity(
+    setting: str, places: set[str]
+) -> None:
+    manifests = rendered(setting)
+    assert {each["metadata"]["namespace"] for each in of_kind(manifests, "Role")} == places
+    assert {each["metadata"]["name"] for each in of_kind(manifests, "Namespace")} == places
+    elsewhere = {(resource, verb) for resource, verb in _beyond(manifests) if resource not in _WITHOUT_NAMESPACE}
+    assert elsewhere == {("pods", verb) for verb in ("get", "list", "watch")}
+    environment = _environment(manifests, "elearn-scheduler")
+    assert environment["ELEARN_KUBERNETES_CREATE_NAMESPACES"] == "false"
+    assert environment.get("ELEARN_KUBERNETES_PROJECTS") == ("search,ads" if "only" in setting else None)
 
 
 def test_a_services_own_setting_goes_before_the_common_one() -> None:

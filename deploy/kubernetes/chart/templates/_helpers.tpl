@@ -86,6 +86,10 @@ capabilities: {drop: [ALL]}
   value: {{ .Values.projects.namespace | quote }}
 - name: ELEARN_KUBERNETES_CREATE_NAMESPACES
   value: {{ include "elearn.everywhere" . | eq "yes" | quote }}
+{{- with .Values.projects.only }}
+- name: ELEARN_KUBERNETES_PROJECTS
+  value: {{ join "," . | quote }}
+{{- end }}
 - name: ELEARN_KUBERNETES_IMAGE
   value: {{ .Values.jobImage | default .Values.image }}
 - name: ELEARN_KUBERNETES_IMAGE_PULL_POLICY
