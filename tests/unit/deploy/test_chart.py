@@ -176,7 +176,7 @@ def test_external_servers_replace_the_bundled_ones() -> None:
     )
 
 
-_WITHOUT_NAMESPACE = {"nodes", "priorityclasses", "persistentvolumes", "storageclasses", "csidrivers"}
+_WITHOUT_NAMESPACE = {"nodes", "priorityclasses", "persistentvolumes", "storageclasses"}
 
 
 def _beyond(manifests: tuple[Manifest, ...]) -> set[tuple[str, str]]:
