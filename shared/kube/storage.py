@@ -68,8 +68,8 @@ def nfs_source(server: str, path: str) -> Document:
 
 
 def host_source(path: str) -> Document:
-    """A folder of the node; it is made, as root's, where it is not there."""
-    return {"hostPath": {"path": path, "type": "DirectoryOrCreate"}}
+    """A folder of the node, which the operator has made: one that the kubelet makes nobody but root could write to."""
+    return {"hostPath": {"path": path, "type": "Directory"}}
 
 
 def _claim(

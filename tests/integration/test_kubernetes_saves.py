@@ -67,6 +67,32 @@ async def test_an_image_that_is_missing_fails_the_save_in_words(tmp_path: Path, 
         assert "image elearn:dev can't be pulled" in seen.reason
 
 
+async def test_a_mount_that_fails_is_told_in_the_clusters_words(tmp_path: Path, data: Path) -> None:
+    async with kubernetes_jobs(tmp_path, data, kubernetes_save_start_seconds=0.0) as (cloud, server, life, kubelet):
+        kubelet.holding = True
+        await cloud.save(ASKED)
+        (pod,) = server.store.all(PODS)
+        words = "MountVolume.SetUp failed: access denied by server"
+        life.event(PODS, pod["metadata"]["name"], "FailedMount", words, namespace=NAMESPACE)
+        seen = await outcome(cloud)
+        assert isinstance(seen, Refused)
+        assert f"could not start: FailedMount: {words}" in seen.reason
+
+
+async def test_a_store_that_may_not_be_written_is_said(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(work, "perform", refuse)
+    async with kubernetes_jobs(tmp_path, data) as (cloud, _, _, _):
+        await cloud.save(ASKED)
+        seen = await outcome(cloud)
+        assert isinstance(seen, Refused)
+        assert "has no right to write to the model store" in seen.reason
+
+
 async def test_a_result_too_long_for_a_message_is_read_from_the_log(
     tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

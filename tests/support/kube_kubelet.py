@@ -61,11 +61,14 @@ class Kubelet:
             for volume in spec["volumes"]
             if "persistentVolumeClaim" in volume
         }
-        return {
+        found = {
             mount["mountPath"]: self.folder_of(claims[mount["name"]], namespace) / mount.get("subPath", "")
             for mount in spec["containers"][0]["volumeMounts"]
             if mount["name"] in claims
         }
+        for folder in found.values():
+            folder.mkdir(parents=True, exist_ok=True)
+        return found
 
     def start(self, pod: Document) -> None:
         """Run a pod that was held."""

@@ -13,6 +13,7 @@ from services.datastore.cloud.kubernetes.options import (
     MOUNTPOINT,
     RCLONE,
     StorageOptions,
+    host_folder,
     options_problem,
     spec_errors,
 )
@@ -155,14 +156,25 @@ def test_reading_alone_goes_through_the_driver_for_reading() -> None:
 
 
 @pytest.mark.parametrize(
-    ("chosen", "path"),
+    ("chosen", "root", "path"),
     [
-        (spec(local=Local(path="/srv/data//digits/")), "/srv/data/digits"),
-        (spec(glusterfs=GlusterFs(servers=("a",), volume="gv0", path="/digits")), "/mnt/gv0/digits"),
+        (spec(local=Local(path="/srv/data//digits/")), "/srv/data", "digits"),
+        (spec(local=Local(path="/srv/data/deep/er")), "/srv/data", "deep/er"),
+        (spec(glusterfs=GlusterFs(servers=("a",), volume="gv0", path="/digits")), "/mnt/gv0", "digits"),
+        (spec(glusterfs=GlusterFs(servers=("a",), volume="gv0")), "/mnt/gv0", ""),
     ],
 )
-def test_folders_of_nodes(chosen: DatastoreSpec, path: str) -> None:
-    assert made(chosen)["PersistentVolume"]["spec"]["hostPath"]["path"] == path
+def test_folders_of_nodes_are_paths_below_what_the_operator_names(chosen: DatastoreSpec, root: str, path: str) -> None:
+    found = made(chosen)
+    assert found["PersistentVolume"]["spec"]["hostPath"] == {"path": root, "type": "Directory"}
+    assert found["record"].mounted.sub_path == path
+
+
+def test_the_innermost_root_holds_a_folder() -> None:
+    options = StorageOptions(kubernetes_host_roots=("/", "/srv/", "/srv/data"))
+    assert host_folder("/srv/data/digits", options) == ("/srv/data", "digits")
+    assert host_folder("/srv/x", options) == ("/srv", "x")
+    assert host_folder("/etc", options) == ("/", "etc")
 
 
 def test_claims_of_a_class_and_claims_that_are_there() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from services.registry.cloud.kubernetes import JobOptions, work
 from services.registry.cloud.kubernetes.manifests import archive_job, job_of, remove_job, save_job
-from services.registry.cloud.kubernetes.observing import LookAgain, ReadLog, observe
+from services.registry.cloud.kubernetes.observing import LookAgain, ReadLog, Stuck, observe
 from services.registry.cloud.kubernetes.options import StoreKind, store_claim, store_kind, store_manifests
 from services.registry.cloud.port import Lost, Refused, Running, SaveJob, Succeeded
 from services.registry.model import Facts, Key
@@ -134,6 +134,7 @@ def pod(phase: str = "Succeeded", *, code: int = 0, message: str = "", **status:
 
 DONE = work.pack(Result(facts=FACTS))
 NO_IMAGE = {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}
+NO_ROOM = {"type": "PodScheduled", "status": "False", "message": "0/1 nodes are available"}
 EVICTED = {"type": "DisruptionTarget", "status": "True", "reason": "TerminationByKubelet", "message": "no memory"}
 
 
@@ -154,6 +155,10 @@ EVICTED = {"type": "DisruptionTarget", "status": "True", "reason": "TerminationB
         (kube("Failed"), [pod("Failed", code=137, conditions=[EVICTED])], "taken away (TerminationByKubelet)"),
         (kube(age=1), [pod("Pending", state=NO_IMAGE)], Running(job=JOB)),
         (kube(age=99), [pod("Pending", state=NO_IMAGE)], "could not start: image"),
+        (kube(age=99), [pod("Pending", state={})], Stuck(pod="p")),
+        (kube(age=99), [pod("Pending", state={}, conditions=[NO_ROOM])], Running(job=JOB)),
+        (kube(age=99), [pod("Running", state={})], Running(job=JOB)),
+        (kube(age=99), [], Stuck(pod=None)),
     ],
 )
 def test_how_a_save_goes(job: KubeJob, pods: list[Pod], told: Any) -> None:

@@ -17,6 +17,7 @@ from services.datastore.cloud.kubernetes.options import (
     MOUNTPOINT,
     NFS_CSI,
     StorageOptions,
+    host_folder,
     own_directory,
     s3_driver,
 )
@@ -43,6 +44,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         name: of our objects, and of the claim unless that was there before.
+        sub_path: which folder of the claim it is, "" for all of it.
         theirs: the claim was there before and is left alone.
         volume, storage_class: a PersistentVolume or StorageClass of ours bears the same name.
         secret: a Secret of ours does.
@@ -56,6 +58,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     namespace: str
     name: str
     claim: str
+    sub_path: str = ""
     theirs: bool = False
     volume: bool = False
     storage_class: bool = False
@@ -66,7 +69,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def mounted(self) -> ClaimVolume:
         """What is mounted for it."""
-        return ClaimVolume(claim_name=self.claim, namespace=self.namespace)
+        return ClaimVolume(claim_name=self.claim, sub_path=self.sub_path, namespace=self.namespace)
 
 
 class Objects(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,7 +118,8 @@ def objects_of(
         mount_options=mount_options,
     )
     claim = fixed_claim(name, namespace=namespace, volume=name, labels=labels, read_only=spec.read_only)
-    record = msgspec.structs.replace(base, volume=True, secret=bool(secret))
+    sub_path = _sub_path(spec, options)
+    record = msgspec.structs.replace(base, volume=True, secret=bool(secret), sub_path=sub_path)
     return Objects(record=record, manifests=(*secret, volume, claim))
 
 
@@ -155,13 +159,13 @@ def _source(
 ) -> tuple[tuple[Document, ...], Document, tuple[str, ...]]:
     """A Secret where there are credentials, the volume's source, and its mount options."""
     if spec.local is not None:
-        return (), host_source(posixpath.normpath(spec.local.path)), ()
+        root, _ = host_folder(spec.local.path, options)
+        return (), host_source(root), ()
     if spec.nfs is not None:
         nfs: Document = {"server": spec.nfs.server, "path": posixpath.normpath(spec.nfs.path)}
         return (), {"nfs": {**nfs, "readOnly": True} if spec.read_only else nfs}, spec.nfs.options
     if spec.glusterfs is not None:
-        mounted = options.glusterfs[spec.glusterfs.volume]
-        return (), host_source(posixpath.normpath(f"{mounted}/{spec.glusterfs.path}")), ()
+        return (), host_source(posixpath.normpath(options.glusterfs[spec.glusterfs.volume])), ()
     if spec.s3 is not None:
         driver = s3_driver(read_only=spec.read_only, options=options)
         if driver == MOUNTPOINT:
@@ -170,6 +174,15 @@ def _source(
         secret = _rclone_secret(name, own_namespace, spec.s3, labels)
         return (secret,), _rclone(driver, name, own_namespace, spec.s3), (*_RCLONE_MOUNT, *read_only)
     raise Internal(f"datastore {spec.name} names no storage")
+
+
+def _sub_path(spec: DatastoreSpec, options: StorageOptions) -> str:
+    """Folders of nodes are mounted by their path below a root: the kubelet lets no link lead out of that."""
+    if spec.local is not None:
+        return host_folder(spec.local.path, options)[1]
+    if spec.glusterfs is not None:
+        return posixpath.normpath(spec.glusterfs.path).strip("/").removeprefix(".")
+    return ""
 
 
 def _nfs_class(name: str, server: str, path: str, mount: tuple[str, ...], labels: dict[str, str]) -> Document:

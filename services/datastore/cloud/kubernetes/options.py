@@ -20,7 +20,8 @@ class StorageOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         kubernetes_host_roots: folders of the nodes below which ``local:`` datastores may lie; none: there are none.
-            Every node must show the same files there, unless there is only one.
+            They must be there, the same on every node unless there is only one, and what is made below them gets
+            their mode: pods that are not root write to it if that is 0777.
         kubernetes_nfs_own: NFS shares, as ``server:/path``, below which every datastore gets a directory of its own,
             made by csi-driver-nfs; all others are mounted as they are.
         kubernetes_s3_driver: the CSI driver for S3 that is written to: ``rclone.csi.veloxpack.io``.
@@ -110,6 +111,21 @@ def spec_errors(spec: DatastoreSpec, options: StorageOptions) -> list[FieldError
             return _claim_errors(spec)
 
 
+def host_folder(path: str, options: StorageOptions) -> tuple[str, str]:
+    """The allowed root that holds a folder of the nodes, the innermost of several, and the path below it.
+
+    Raises:
+        ValueError: none does.
+    """
+    clean = posixpath.normpath(path)
+    roots = [posixpath.normpath(root).rstrip("/") for root in options.kubernetes_host_roots]
+    holding = [root for root in roots if clean.startswith(f"{root}/")]
+    if not holding:
+        raise ValueError(path)
+    root = max(holding, key=len)
+    return root or "/", clean[len(root) + 1 :]
+
+
 def s3_driver(*, read_only: bool, options: StorageOptions) -> str:
     """The CSI driver for an S3 datastore, or "" where there is none."""
     if read_only:
@@ -132,10 +148,11 @@ def _local_errors(spec: DatastoreSpec, options: StorageOptions) -> list[FieldErr
     path = spec.local.path if spec.local else ""
     if _odd(path):
         return [FieldError(field="local.path", message=f"{path!r} must be an absolute path without '..'")]
-    roots = [posixpath.normpath(root) for root in options.kubernetes_host_roots]
-    clean = posixpath.normpath(path)
-    if not any(clean.startswith(f"{root.rstrip('/')}/") for root in roots):
-        words = f"{path} lies below none of the folders that the operator allows ({', '.join(roots)})"
+    try:
+        host_folder(path, options)
+    except ValueError:
+        roots = ", ".join(options.kubernetes_host_roots)
+        words = f"{path} lies below none of the folders that the operator allows ({roots})"
         return [FieldError(field="local.path", message=f"{words}; see ELEARN_KUBERNETES_HOST_ROOTS")]
     return []
 

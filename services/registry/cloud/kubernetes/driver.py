@@ -18,7 +18,7 @@ from services.registry.cloud.kubernetes.manifests import (
     remove_job,
     save_job,
 )
-from services.registry.cloud.kubernetes.observing import LookAgain, ReadLog, concluded, lost, observe
+from services.registry.cloud.kubernetes.observing import LookAgain, ReadLog, Stuck, concluded, lost, observe
 from services.registry.cloud.kubernetes.options import JobOptions, store_claim, store_kind, store_manifests
 from services.registry.cloud.kubernetes.work import unpack
 from services.registry.cloud.port import Gone, Observation, Refused, Running, SaveJob, Synced
@@ -251,6 +251,10 @@ class KubernetesJobs:
             labels = {**key_labels(job.key), WORK: "save", ATTEMPT: str(job.attempt)}
             found = await self._cluster.list(PODS, Pod, namespace=kube.metadata.namespace, labels=labels)
             seen = observe(job, kube, found, now=now(), start_seconds=start)
+        if isinstance(seen, Stuck):
+            resource, name = (PODS, seen.pod) if seen.pod is not None else (JOBS, kube.metadata.name)
+            words = await last_words(self._cluster, resource, name, kube.metadata.namespace)
+            return Refused(job=job, reason=f"the save job could not start: {words}") if words else Running(job=job)
         if isinstance(seen, ReadLog):
             return await self._from_log(job, kube, seen.pod)
         return lost(job, kube) if isinstance(seen, LookAgain) else seen

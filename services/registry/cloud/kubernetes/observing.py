@@ -11,7 +11,7 @@ from services.registry.reconcile import Job
 from services.registry.save_job.job import DISK_FULL_EXIT, Result
 from shared.kube.objects import Job as KubeJob
 from shared.kube.objects import Pod, condition, is_true
-from shared.kube.states import image_trouble, is_over, over_words, terminated
+from shared.kube.states import image_trouble, is_over, no_room, over_words, stuck, terminated
 
 
 class ReadLog(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,14 +24,20 @@ class LookAgain(msgspec.Struct, frozen=True, kw_only=True):
     """The Job is over and none of the pods that were told of says how: ask for them."""
 
 
+class Stuck(msgspec.Struct, frozen=True, kw_only=True):
+    """Nothing has started for too long: ask what the cluster says of the pod, or, where there is none, of the Job."""
+
+    pod: str | None
+
+
 def observe(
     job: Job, kube: KubeJob, pods: Sequence[Pod], *, now: datetime, start_seconds: float
-) -> Observation | ReadLog | LookAgain:
+) -> Observation | ReadLog | LookAgain | Stuck:
     """How a save goes.
 
     Args:
         pods: those of the Job that are known.
-        start_seconds: how long an image may take to be found.
+        start_seconds: how long it may take to start, once there is room for it.
     """
     for pod in pods:
         ended = terminated(pod)
@@ -52,12 +58,15 @@ def observe(
         return Lost(job=job, reason=over_words(over[-1]))
     if is_true(kube.status.conditions, "Complete"):
         return LookAgain()
+    made = kube.metadata.creation_timestamp
+    if made is None or (now - made).total_seconds() < start_seconds:
+        return Running(job=job)
     for pod in pods:
-        words = image_trouble(pod)
-        made = kube.metadata.creation_timestamp
-        if words and made is not None and (now - made).total_seconds() >= start_seconds:
+        if words := image_trouble(pod) or stuck(pod):
             return Refused(job=job, reason=f"the save job could not start: {words}")
-    return Running(job=job)
+        if pod.status.phase == "Pending" and not no_room(pod):
+            return Stuck(pod=pod.metadata.name)
+    return Running(job=job) if pods else Stuck(pod=None)
 
 
 def concluded(job: Job, result: Result) -> Observation:

@@ -20,10 +20,12 @@ class JobOptions(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         kubernetes_model_store: what holds the models of a project in its namespace: ``claim:NAME``, a claim that
             the operator makes in each; ``class:NAME:SIZE``, a claim that elearn makes; ``nfs:SERVER:/PATH``, one share
-            for all; ``host:/PATH``, a folder that every node shows (or the only one has).
+            for all; ``host:/PATH``, a folder that every node shows (or the only one has), which elearn's user can
+            write to.
         kubernetes_single_node_classes: storage classes whose claims one node alone may mount (``ReadWriteOnce``).
         kubernetes_save_cpu, kubernetes_save_memory: what a save job asks for.
-        kubernetes_save_start_seconds: a job whose image can't be had so long after it was made has failed, in seconds.
+        kubernetes_save_start_seconds: a job that can't start (no image, no mount) so long after it was made, though
+            there is room for it, has failed, in seconds.
         kubernetes_archive_idle_seconds: the pod that reads downloads ends so long after the last one, in seconds.
     """
 

@@ -5,6 +5,7 @@ that (4 KiB) as a line of its log, named by the message.
 """
 
 import base64
+import errno
 import os
 import sys
 import traceback
@@ -88,6 +89,9 @@ def outcome(environ: Mapping[str, str]) -> tuple[int, str]:
     except OSError as error:
         if disk_full(error):
             return files.DISK_FULL_EXIT, "the model store is full"
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and isinstance(work, Save):
+            who = f"user {os.getuid()}"
+            return 0, pack(files.Result(refused=f"{who} has no right to write to the model store: {error.strerror}"))
         return 1, " ".join(traceback.format_exception_only(error)[-1].split())
 
 
