@@ -225,6 +225,7 @@ def test_a_services_own_setting_goes_before_the_common_one() -> None:
         ("ingress.enabled=true", "ingress.host"),
         ("projects.namespace=elearn", "control plane"),
         ("systemNamespace=elearn", "systemNamespace"),
+        ("modelStore=somewhere", "modelStore"),
         ("imagePullPolicy=Sometimes", "imagePullPolicy"),
         ("env.lower=1", "lower"),
     ],

@@ -18,7 +18,10 @@ MACHINE = {"ELEARN_CPUS", "ELEARN_MEMORY"}
 
 def _known(service: str) -> set[str]:
     own = importlib.import_module(f"services.{service}.settings").Settings
-    kinds: tuple[type[msgspec.Struct], ...] = (own, KubernetesSettings, ProjectSettings)
+    kinds: list[type[msgspec.Struct]] = [own, KubernetesSettings, ProjectSettings]
+    if (ROOT / "services" / service / "cloud" / "kubernetes" / "options.py").exists():
+        options = vars(importlib.import_module(f"services.{service}.cloud.kubernetes.options")).values()
+        kinds += [each for each in options if isinstance(each, type) and "ELEARN_<" in (each.__doc__ or "")]
     return MACHINE | {f"ELEARN_{field.name.upper()}" for kind in kinds for field in msgspec.structs.fields(kind)}
 
 

@@ -102,6 +102,14 @@ capabilities: {drop: [ALL]}
   value: "8471"
 - name: ELEARN_LOG_LEVEL
   value: {{ .Values.logLevel }}
+{{- if eq .service "registry" }}
+- name: ELEARN_KUBERNETES_MODEL_STORE
+  value: {{ .Values.modelStore | quote }}
+{{- end }}
+{{- if and (has .service (list "datastore" "registry")) .Values.singleNodeClasses }}
+- name: ELEARN_KUBERNETES_SINGLE_NODE_CLASSES
+  value: {{ join "," .Values.singleNodeClasses | quote }}
+{{- end }}
 {{- if eq .service "api" }}
 - name: ELEARN_LISTEN
   value: 0.0.0.0:8470
