@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from elearn import Client
+from elearn.client.documents import read_documents
 from elearn.grpc import PredictClient
 from shared.contracts.event import Event
 from shared.contracts.serving import Serving
@@ -79,8 +80,6 @@ def training(product: Product, client: Client, out: Path, code: Path) -> Trainin
 
 def client_spec(code: Path) -> dict[str, object]:
     """The example's own spec."""
-    from elearn.client.documents import read_documents
-
     return read_documents(code / "training.yaml")[0].data
 
 

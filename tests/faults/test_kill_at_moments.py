@@ -3,6 +3,7 @@
 Trainings here are one small Python process a task: what is tried is the platform, not TensorFlow.
 """
 
+import contextlib
 import os
 import signal
 from collections import Counter
@@ -71,7 +72,9 @@ def test_the_scheduler_killed_with_launches_at_every_stage(
 
 
 def test_a_submit_sent_again_after_everything_was_killed_is_the_same(product: Product, trainings: Trainings) -> None:
-    """What a client does that has lost the answer."""
+    """What a client does that has lost the answer. Meanwhile what runs goes on."""
+    bystander = trainings.submit("bystander", CLUSTER).name
+    started = trainings.await_started(bystander, len(TASKS))
     answers = []
     with product.http() as http:
         for kill in (False, True):
@@ -85,6 +88,10 @@ def test_a_submit_sent_again_after_everything_was_killed_is_the_same(product: Pr
     trainings.go("once-1")
     assert wait_freed(trainings.client, "once-1").state == "succeeded"
     assert len(trainings.starts("once-1")) == 1
+    assert product.tasks(bystander) == {task: int(pid) for _, task, pid, _ in started}
+    trainings.go(bystander)
+    assert wait_freed(trainings.client, bystander).attempt == 1
+    assert trainings.starts(bystander) == started
 
 
 # -- during a save
@@ -159,6 +166,25 @@ def test_a_killed_supervisor_is_followed_by_one_that_finds_everything(
     assert trainings.starts(name) == started
 
 
+def test_the_power_fails(product: Product, client: Client, trainings: Trainings) -> None:
+    """Everything ends at once, tasks and their keepers too; whose fault that was not needs no retry."""
+    name = trainings.submit("lost", CLUSTER, retries=0).name
+    trainings.await_started(name, len(TASKS))
+    client.trainings.wait(name, until="running")
+    for pid in [product.supervisor(), *product.processes()]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    until(lambda: not product.processes(), "all of it has ended")
+    product.up()
+    trainings.await_started(name, 2 * len(TASKS))
+    trainings.go(name)
+    ended = wait_freed(client, name)
+    assert (ended.state, ended.attempt) == ("succeeded", 2)
+    assert sorted((attempt, task) for attempt, task, _, _ in trainings.starts(name)) == [
+        (attempt, task) for attempt in ("1", "2") for task in TASKS
+    ]
+
+
 # -- afterwards
 
 
@@ -166,10 +192,13 @@ def test_every_event_was_told_once_and_in_order(product: Product, client: Client
     events = product.events(client)
     life = ["queued", "starting", "running", "succeeded", "freed"]
     for training in client.trainings.list():
-        assert told(events, "training", training.name) == life
+        again = training.name == "lost-1"
+        wanted = [*life[:3], "retrying", *life[1:]] if again else life
+        assert told(events, "training", training.name) == wanted
         tasks = Counter(told(events, "task", training.name))
-        assert tasks["running"] == len(training.tasks)
-        assert not tasks["restarted"] + tasks["failed"]
+        assert tasks["running"] == len(training.tasks) * (2 if again else 1)
+        assert tasks["restarted"] == 0
+        assert again or tasks["failed"] == 0
     for model in client.models.list():
         assert told(events, "version", model.name) == ["saving", "ready"]
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -323,8 +324,6 @@ class Trainings:
 
 def tar_of(files: Mapping[str, bytes]) -> bytes:
     """An uncompressed archive of these files."""
-    import tarfile
-
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for name, content in files.items():
