@@ -65,7 +65,6 @@ from shared.kube.resources import (
 from shared.kube.rights import rights_to
 from shared.kube.said import last_words
 from shared.kube.settings import ProjectSettings
-from shared.supervise import Wake
 
 _log = structlog.get_logger(__name__)
 
@@ -117,7 +116,6 @@ class KubernetesStorage:
             patience=agent_patience,
             idle=options.kubernetes_files_idle_seconds,
         )
-        self._bells: set[Wake] = set()
 
     def rights(self) -> list[Right]:
         """What RBAC has to let us do."""

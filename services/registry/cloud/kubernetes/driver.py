@@ -56,7 +56,6 @@ from shared.kube.said import last_words
 from shared.kube.settings import ProjectSettings
 from shared.kube.states import is_over, trouble
 from shared.kube.watch import watch
-from shared.supervise import Wake
 
 T = TypeVar("T")
 
@@ -102,7 +101,7 @@ class KubernetesJobs:
         )
         self._with_store: set[str] = set()
         self._refused: dict[Job, Refused] = {}
-        self._bells: set[Wake] = set()
+        self._followers: set[Follower] = set()
         self.volume: Volume = ClaimVolume(claim_name=self._claim)
 
     def rights(self) -> list[Right]:
@@ -191,42 +190,41 @@ class KubernetesJobs:
         jobs: Mirror[KubeJob] = Mirror()
         pods: Mirror[Pod] = Mirror()
         labels = {ROOM: ROOM_NAME, WORK: "save"}
+        over: dict[str, Observation] = {}
         synced = False
-        bell = Wake()
-        self._bells.add(bell)
-        try:
-            async with Follower() as follower:
-                for_jobs = watch_all(self._cluster, self._settings, JOBS, KubeJob, project=as_it_is, labels=labels)
-                for_pods = watch_all(self._cluster, self._settings, PODS, Pod, project=as_it_is, labels=labels)
-                follower.follow(jobs, for_jobs)
-                follower.follow(pods, for_pods)
-                listening = asyncio.create_task(_listen(bell, follower), name="bell of save jobs")
-                try:
-                    while True:
-                        await follower.changed(self._look_every)
-                        if not follower.synced:
-                            continue
-                        seen = await self._look(jobs, pods, told)
-                        for job in [job for job in told if job not in seen]:
-                            del told[job]
-                            yield Gone(job=job)
-                        for job, observation in seen.items():
-                            if told.get(job) != observation:
-                                told[job] = observation
-                                yield observation
-                        if not synced:
-                            synced = True
-                            yield Synced()
-                finally:
-                    listening.cancel()
-        finally:
-            self._bells.discard(bell)
+        async with Follower() as follower:
+            for_jobs = watch_all(self._cluster, self._settings, JOBS, KubeJob, project=as_it_is, labels=labels)
+            for_pods = watch_all(self._cluster, self._settings, PODS, Pod, project=as_it_is, labels=labels)
+            follower.follow(jobs, for_jobs)
+            follower.follow(pods, for_pods)
+            self._followers.add(follower)
+            try:
+                while True:
+                    await follower.changed(self._look_every)
+                    if not follower.synced:
+                        continue
+                    seen = await self._look(jobs, pods, over)
+                    for job in [job for job in told if job not in seen]:
+                        del told[job]
+                        yield Gone(job=job)
+                    for job, observation in seen.items():
+                        if told.get(job) != observation:
+                            told[job] = observation
+                            yield observation
+                    if not synced:
+                        synced = True
+                        yield Synced()
+            finally:
+                self._followers.discard(follower)
 
     # -- looking ------------------------------------------------------------------------------------------------------
 
     async def _look(
-        self, jobs: Mirror[KubeJob], pods: Mirror[Pod], told: dict[Job, Observation]
+        self, jobs: Mirror[KubeJob], pods: Mirror[Pod], over: dict[str, Observation]
     ) -> dict[Job, Observation]:
+        """How every save stands; ``over`` keeps by uid how a Job ended, whatever becomes of its pod."""
+        for uid in [uid for uid in over if jobs.get(uid) is None]:
+            del over[uid]
         of_job: dict[Job, list[Pod]] = {}
         for pod in pods:
             if (owner := job_of(pod.metadata.labels)) is not None:
@@ -236,11 +234,13 @@ class KubernetesJobs:
             job = job_of(kube.metadata.labels)
             if job is None or kube.metadata.deletion_timestamp is not None:
                 continue
-            before = told.get(job)
-            if before is not None and not _runs(before):
-                seen[job] = before  # what is over stays so, whatever becomes of its pod
-                continue
-            seen[job] = await self._settle(job, kube, of_job.get(job, []))
+            uid = kube.metadata.uid
+            if uid not in over:
+                seen[job] = await self._settle(job, kube, of_job.get(job, []))
+                if isinstance(seen[job], Running):
+                    continue
+                over[uid] = seen[job]
+            seen[job] = over[uid]
         return seen
 
     async def _settle(self, job: Job, kube: KubeJob, pods: list[Pod]) -> Observation:
@@ -341,15 +341,5 @@ class KubernetesJobs:
                     raise Unavailable(f"a clean-up failed: {failed.message or failed.reason}; trying again", retry=10)
 
     def _ring(self) -> None:
-        for bell in self._bells:
-            bell.ring()
-
-
-def _runs(observation: Observation) -> bool:
-    return isinstance(observation, Running)
-
-
-async def _listen(bell: Wake, follower: Follower) -> None:
-    while True:
-        await bell.wait()
-        follower.ring()
+        for follower in self._followers:
+            follower.ring()

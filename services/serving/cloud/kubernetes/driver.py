@@ -1,6 +1,5 @@
 """The Kubernetes serving cloud: a Deployment behind a Service for each serving, in the namespace of its project."""
 
-import asyncio
 from collections.abc import AsyncIterator, Mapping
 from typing import Final, TypeVar
 
@@ -54,7 +53,6 @@ from shared.kube.resources import (
 )
 from shared.kube.rights import rights_to, tell_missing
 from shared.kube.settings import ProjectSettings
-from shared.supervise import Wake
 
 T = TypeVar("T", bound=HasMetadata)
 
@@ -98,7 +96,7 @@ class KubernetesServings:
         self._projects = Projects(cluster, settings)
         self._refused: dict[str, Replica] = {}
         self._autoscaled: set[str] = set()
-        self._bells: set[Wake] = set()
+        self._followers: set[Follower] = set()
 
     def rights(self) -> list[Right]:
         """What RBAC has to let us do."""
@@ -168,13 +166,11 @@ class KubernetesServings:
         deployments: Mirror[KubeDeployment] = Mirror()
         pods: Mirror[Pod] = Mirror()
         synced = False
-        bell = Wake()
-        self._bells.add(bell)
         async with Follower() as follower:
             self._follow(follower, services, SERVICES, SeenService)
             self._follow(follower, deployments, DEPLOYMENTS, KubeDeployment)
             self._follow(follower, pods, PODS, Pod)
-            listening = asyncio.create_task(_listen(bell, follower), name="bell of servings")
+            self._followers.add(follower)
             pause = _LOOK_SELDOM
             try:
                 await self._find_autoscaled()
@@ -196,8 +192,7 @@ class KubernetesServings:
                         synced = True
                         yield Synced()
             finally:
-                listening.cancel()
-                self._bells.discard(bell)
+                self._followers.discard(follower)
 
     # -- applying -----------------------------------------------------------------------------------------------------
 
@@ -291,11 +286,5 @@ class KubernetesServings:
         return []
 
     def _ring(self) -> None:
-        for bell in self._bells:
-            bell.ring()
-
-
-async def _listen(bell: Wake, follower: Follower) -> None:
-    while True:
-        await bell.wait()
-        follower.ring()
+        for follower in self._followers:
+            follower.ring()
