@@ -102,6 +102,10 @@ class Agents:
                     raise
         raise Internal("unreachable")
 
+    def seems_up(self, job: OwnJob) -> bool:
+        """Whether it has answered this process, and nothing was heard of its end."""
+        return (job.namespace, job.name) in self._pods
+
     async def end(self, namespace: str, name: str) -> None:
         """End an agent; that there is none is success."""
         self._pods.pop((namespace, name), None)

@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import pytest
 
+from services.datastore.cloud.kubernetes import agent
 from services.datastore.cloud.port import Directory, Observation, Provided, Removed, Synced, Unprovided
 from shared.contracts.datastore import S3, Claim, DatastoreSpec, Local, Nfs
 from shared.errors import Unavailable
@@ -195,6 +197,24 @@ async def test_files_go_through_one_pod_that_two_replicas_share(tmp_path: Path) 
             await cloud.stat(seen.volume, "a/b")
         server.store.finish(JOBS, job["metadata"]["name"], NAMESPACE)
         assert (await cloud.stat(seen.volume, "a/b")).size == 3
+
+
+async def test_no_pod_is_started_for_sweeping_alone(tmp_path: Path) -> None:
+    async with kubernetes_storage(tmp_path) as (cloud, server, _, _):
+        await cloud.provision(directory(DatastoreSpec(name="digits", local=Local(path=f"{tmp_path}/x"))))
+        async with contextlib.aclosing(cloud.watch()) as watch:
+            seen = await next_of(watch)
+        assert isinstance(seen, Provided)
+        assert await cloud.sweep(seen.volume, older_than=0) == 0
+        assert server.store.all(JOBS) == []
+        await cloud.write(seen.volume, "a", upload="x", offset=0, data=b"abc", end=False)
+        agent.sweep(f"{tmp_path}/x")
+        assert await cloud.sweep(seen.volume, older_than=0) == 1
+        await cloud.write(seen.volume, "a", upload="x", offset=0, data=b"abc", end=False)
+        (left,) = (tmp_path / "x" / ".elearn-uploads").iterdir()
+        os.utime(left, (0, 0))
+        agent.sweep(f"{tmp_path}/x")
+        assert list((tmp_path / "x").iterdir()) == []
 
 
 async def test_why_files_can_not_be_reached_yet(tmp_path: Path) -> None:

@@ -1,12 +1,16 @@
 """``python -m services.datastore.cloud.kubernetes.agent``: works on the files of one mounted datastore."""
 
-from typing import assert_never
+import contextlib
+from typing import Final, assert_never
 
 import msgspec
 
 from services.datastore.cloud.kubernetes import questions
 from services.datastore.cloud.local import files
 from shared.agent import Handle, main
+from shared.errors import ElearnError
+
+_ABANDONED: Final = 3600.0
 
 
 def handler(root: str) -> Handle:
@@ -43,5 +47,12 @@ def handler(root: str) -> Handle:
     return handle
 
 
+def sweep(root: str) -> None:
+    """Remove uploads that were abandoned while nobody was here."""
+    with contextlib.suppress(ElearnError, OSError):  # nothing to write to, or nothing at all: requests will tell
+        files.sweep(root, older_than=_ABANDONED)
+
+
 if __name__ == "__main__":
+    sweep(questions.MOUNTED_AT)
     main(handler(questions.MOUNTED_AT))

@@ -259,7 +259,9 @@ class KubernetesStorage:
         await self._ask(volume, questions.Delete(path=path), Done)
 
     async def sweep(self, volume: Volume, *, older_than: float) -> int:
-        """See the port."""
+        """See the port; for this alone no pod is started, as each sweeps when it starts."""
+        if not self._agents.seems_up(self._agent(volume)):
+            return 0
         return await self._ask(volume, questions.Sweep(older_than=older_than), int)
 
     # -- putting together and taking apart --------------------------------------------------------------------------
@@ -364,16 +366,18 @@ class KubernetesStorage:
     # -- agents -----------------------------------------------------------------------------------------------------
 
     async def _ask(self, volume: Volume, ask: questions.Question, kind: type[questions.T]) -> questions.T:
+        return await self._agents.call(self._agent(volume), ask, kind)
+
+    def _agent(self, volume: Volume) -> OwnJob:
         if not isinstance(volume, ClaimVolume) or not volume.namespace:
             raise Internal("the Kubernetes cloud was handed a volume of another one")
-        job = OwnJob(
+        return OwnJob(
             name=_agent_name(self._cluster.installation, volume.claim_name),
             namespace=volume.namespace,
             labels={},
             module=AGENT_MODULE,
             mounts=(Mounted(claim=volume.claim_name, path=questions.MOUNTED_AT, sub_path=volume.sub_path),),
         )
-        return await self._agents.call(job, ask, kind)
 
 
 def _agent_name(installation: str, claim: str) -> str:
