@@ -263,3 +263,57 @@ async def test_other_installations_are_left_alone(tmp_path: Path) -> None:
         await cloud.release("u1")
         (left,) = server.store.all(PERSISTENT_VOLUMES)
         assert left["metadata"]["labels"]["elearn.dev/installation"] == "other"
+
+
+@pytest.mark.parametrize(("code", "reason"), [(409, "Conflict"), (429, "TooManyRequests"), (500, "InternalError")])
+async def test_a_busy_server_is_asked_again(tmp_path: Path, code: int, reason: str) -> None:
+    async with kubernetes_storage(tmp_path) as (cloud, server, _, _):
+        words = "the object has been modified; please apply your changes to the latest version and try again"
+        server.fail(code, reason, words, times=2, method="PATCH", path="persistentvolume", retry_after=0)
+        await cloud.provision(directory(DatastoreSpec(name="digits", nfs=Nfs(server="a", path="/x"))))
+        async with contextlib.aclosing(cloud.watch()) as watch:
+            assert isinstance(await next_of(watch), Provided)
+
+
+async def test_the_watch_bears_with_cuts_and_forgotten_history(tmp_path: Path) -> None:
+    async with kubernetes_storage(tmp_path) as (cloud, server, _, _), contextlib.aclosing(cloud.watch()) as watch:
+        assert await next_of(watch) == Synced()
+        await server.watched(2)
+        server.gone()
+        await cloud.provision(directory(DatastoreSpec(name="one", nfs=Nfs(server="a", path="/x"))))
+        assert isinstance(await next_of(watch), Provided)
+        await server.watched(2)
+        await server.cut(mid_line=True)
+        await cloud.release("u1")
+        assert await next_of(watch) == Removed(uid="u1")
+
+
+async def test_a_namespace_that_is_being_deleted_is_waited_for(tmp_path: Path) -> None:
+    async with kubernetes_storage(tmp_path) as (cloud, server, _, _):
+        going = {"name": NAMESPACE, "deletionTimestamp": "2026-01-01T00:00:00Z"}
+        server.store.add(NAMESPACES, {"metadata": going, "status": {"phase": "Terminating"}})
+        wanted = directory(DatastoreSpec(name="digits", nfs=Nfs(server="a", path="/x")))
+        with pytest.raises(Unavailable, match="namespace elearn-search is being deleted"):
+            await cloud.provision(wanted)
+
+
+async def test_a_claim_that_a_stranger_deletes_is_said_and_not_made_anew(tmp_path: Path) -> None:
+    async with kubernetes_storage(tmp_path) as (cloud, server, _, _):
+        storage_class(server, "fast")
+        await cloud.provision(of_class())
+        async with contextlib.aclosing(cloud.watch()) as watch:
+            assert isinstance(await next_of(watch), Provided)
+            assert await next_of(watch) == Synced()
+            (claim,) = server.store.all(PERSISTENT_VOLUME_CLAIMS)
+            server.store.finish(PERSISTENT_VOLUME_CLAIMS, claim["metadata"]["name"], NAMESPACE)
+            seen = await next_of(watch)
+            assert isinstance(seen, Unprovided)
+            assert "was deleted by somebody else" in seen.reason
+            await cloud.provision(of_class())  # an empty one in its place would hide the loss
+            assert server.store.all(PERSISTENT_VOLUME_CLAIMS) == []
+
+
+async def test_a_storage_class_that_is_not_there_is_refused_at_once(tmp_path: Path) -> None:
+    async with kubernetes_storage(tmp_path) as (cloud, _, _, _):
+        (error,) = await cloud.admit(of_class("nowhere").spec)
+        assert (error.field, error.message) == ("claim.storage_class", "this cluster has no storage class nowhere")

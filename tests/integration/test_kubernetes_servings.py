@@ -11,7 +11,7 @@ from services.serving.cloud.kubernetes import KubernetesServings
 from services.serving.cloud.port import Deployment
 from services.serving.model import Source
 from shared.contracts.serving import ServingSpec
-from shared.errors import Unavailable
+from shared.errors import Unavailable, Unsupported
 from shared.kube import Cluster
 from shared.kube.resources import AUTOSCALERS, DEPLOYMENTS, DISRUPTION_BUDGETS, PODS, SERVICES
 from tests.contract.test_serving_cloud import leading, settled
@@ -159,3 +159,8 @@ async def test_traffic_is_split_by_our_own_server_alone(bench: Bench) -> None:
     assert bench.cloud.capabilities.traffic_split
     other = servings_on(bench.cluster, kubernetes_serving_server="tensorflow-serving")
     assert not other.capabilities.traffic_split
+
+
+async def test_nodes_that_clients_reach_have_to_be_named(bench: Bench) -> None:
+    with pytest.raises(Unsupported, match="ELEARN_KUBERNETES_SERVING_HOST"):
+        servings_on(bench.cluster, kubernetes_serving_service="NodePort")
