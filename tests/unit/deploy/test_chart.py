@@ -236,6 +236,15 @@ def test_what_can_not_be_meant_is_refused(setting: str, words: str) -> None:
     assert words in ran.stderr
 
 
+def test_other_values_make_another_job_as_one_can_not_be_changed() -> None:
+    names = {
+        each["metadata"]["name"]
+        for values in ((), ("env.ELEARN_POOL_SIZE=9",))
+        for each in of_kind(rendered(*values), "Job")
+    }
+    assert len(names) == 2
+
+
 # -- helpers ---------------------------------------------------------------------------------------------------------
 
 
