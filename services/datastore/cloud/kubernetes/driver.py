@@ -329,6 +329,8 @@ class KubernetesStorage:
         if claim is None and record.settled:
             # The two watches are not in step with each other: what one has not told may be there.
             found = await self._cluster.get(PERSISTENT_VOLUME_CLAIMS, record.claim, Claim, namespace=record.namespace)
+            if found is None:
+                record = await self._record(record) or msgspec.structs.replace(record, settled=False)
             claim = claim_seen(found) if found is not None else None
         seen = observe(record, claim)
         if not isinstance(seen, Pending):
