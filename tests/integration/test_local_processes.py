@@ -59,7 +59,9 @@ class TestStart:
     async def test_signals_are_as_a_program_expects_them(self, home: Home) -> None:
         await home.processes.start("a", home.shell("grep -E '^Sig(Blk|Ign)' /proc/self/status"))
         await home.processes.wait("a", 10)
-        assert {line.split()[1] for line in home.log.read_text().splitlines()} == {"0" * 16}
+        of_the_c_library = 0b11 << 31  # signals 32 and 33: nobody else can set them, and `make` leaves them ignored
+        sets = [int(line.split()[1], 16) & ~of_the_c_library for line in home.log.read_text().splitlines()]
+        assert sets == [0, 0]
 
     @pytest.mark.parametrize(
         ("argv", "settings", "words"),

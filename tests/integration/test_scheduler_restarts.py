@@ -77,7 +77,14 @@ class House:
         return await self.bus.call(training.GET, Named(project="default", name="t-1"), timeout=5)
 
     async def running(self, attempt: int = 1) -> Training:
-        return await until(self.get, lambda one: one.state == "running" and one.attempt == attempt, timeout=30)
+        one = await until(self.get, lambda one: one.state == "running" and one.attempt == attempt, timeout=30)
+        # A task runs once it was started; what it wrote down as its first act may come a moment later.
+        written = [self.orders / f"t-1.{attempt}.{task.name}.starts" for task in one.tasks]
+        await until(self._now, lambda _: all(path.exists() and path.stat().st_size for path in written), timeout=30)
+        return one
+
+    async def _now(self) -> None:
+        """Nothing to read: what is waited for lies in files."""
 
     async def ended(self) -> Training:
         (self.orders / "end").touch()
