@@ -4,6 +4,7 @@ import statistics
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks.product import running
@@ -29,14 +30,12 @@ def _by_hand(data: Path, folder: Path) -> float:
 
 
 def _through_elearn(client: Client) -> float:
-    started = time.perf_counter()
+    started = datetime.now(UTC)
     training = client.trainings.submit(_EXAMPLE / "training.yaml")
-    ended = client.trainings.wait(training.name, timeout=300)
-    seconds = time.perf_counter() - started
-    if ended.state != "succeeded":
+    ended = client.trainings.wait(training.name, until="freed", timeout=300)
+    if ended.state != "succeeded" or ended.finished_at is None:
         raise RuntimeError(f"{ended.name}: {ended.reason}")
-    client.trainings.wait(training.name, until="freed", timeout=30)
-    return seconds
+    return (ended.finished_at - started).total_seconds()  # and not when the client's next look found out
 
 
 def main() -> None:
