@@ -1,0 +1,1 @@
+"""Trainings as Jobs in the namespaces of their projects."""

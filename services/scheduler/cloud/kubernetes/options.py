@@ -1,0 +1,36 @@
+"""How trainings run in a cluster, as the operator says it. Pure."""
+
+from typing import Literal
+
+import msgspec
+
+
+class TrainingOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Read from ``ELEARN_<FIELD>``.
+
+    Attributes:
+        kubernetes_training_image: what a training runs in that names no image; not set: elearn's own.
+        kubernetes_start_seconds: a task whose image can't be pulled, or whose container can't be made, so long after
+            its pod was made has failed, in seconds.
+        kubernetes_schedule_seconds: an attempt of which some pod finds no node, or no volume, for so long is given
+            up and tried again later, in seconds, so that the others do not hold their nodes for nothing.
+        kubernetes_code_url: where pods reach the scheduler's code server (``http://elearn-scheduler.elearn:8083``);
+            not set: code is delivered in Secrets, which holds some megabytes.
+        kubernetes_code_port: where this scheduler serves code to pods; 0: it does not.
+        kubernetes_code_host: the address that it listens at for that.
+        kubernetes_log_seconds: how often, at the most, the log of a running task is fetched that nobody reads, in
+            seconds: so much of it is lost with a node.
+        kubernetes_board_access: how TensorBoards are reached: by the cluster's own names (``service``), or by a
+            forwarded port of this machine (``forward``); not set: the former in a pod, the latter elsewhere.
+        kubernetes_priority_class: the PriorityClass of tasks.
+    """
+
+    kubernetes_training_image: str = ""
+    kubernetes_start_seconds: float = 300.0
+    kubernetes_schedule_seconds: float = 600.0
+    kubernetes_code_url: str = ""
+    kubernetes_code_port: int = 0
+    kubernetes_code_host: str = "127.0.0.1"
+    kubernetes_log_seconds: float = 30.0
+    kubernetes_board_access: Literal["", "service", "forward"] = ""
+    kubernetes_priority_class: str = ""
