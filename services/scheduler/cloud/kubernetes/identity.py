@@ -1,7 +1,7 @@
 """What the objects of a training are called, and how they are found again: names, labels, the roster. Pure."""
 
 from collections.abc import Mapping, Sequence
-from typing import Final, NamedTuple, cast
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -134,6 +134,6 @@ def task_of(labels: Mapping[str, str]) -> tuple[RoleName, int] | None:
     """Which task a pod is, by its labels."""
     role = labels.get(ROLE, "")
     try:
-        return (cast(RoleName, role), int(labels[FIRST]) + int(labels.get(INDEX, "0"))) if role in ROLES else None
+        return (role, int(labels[FIRST]) + int(labels.get(INDEX, "0"))) if role in ROLES else None
     except (KeyError, ValueError):
         return None
