@@ -1,6 +1,6 @@
 """What a message makes of a training: pure, no clock, no I/O."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -133,6 +133,8 @@ def _seen(record: TrainingRecord, message: Seen, now: datetime, pause: Callable[
             running_at=now,
         )
         events = (*events, Happened(noun="training", event="running"))
+    elif changed.state == "starting":
+        changed = msgspec.structs.replace(changed, reason=_why_it_starts(tasks))
     outcome = _outcome(changed, now, pause)
     return Decision(record=outcome.record, events=(*events, *outcome.events))
 
@@ -145,6 +147,17 @@ def _all_run(record: TrainingRecord) -> bool:
         or (plan.on_failure == "ignore" and found[plan.name].finished_at is not None)
         for plan in record.plan
     )
+
+
+def _why_it_starts(tasks: Sequence[Task]) -> str:
+    """What keeps the tasks from running, in the words of the first that says something."""
+    reason = f"starting {count(len(tasks), 'task')}"
+    waiting = [task for task in tasks if task.state in ("pending", "starting") and task.reason]
+    if not waiting:
+        return reason
+    alike = sum(task.reason == waiting[0].reason for task in waiting) - 1
+    more = f" (as {count(alike, 'other')})" if alike else ""
+    return f"{reason}: {waiting[0].name}{more}: {waiting[0].reason}"
 
 
 def _outcome(record: TrainingRecord, now: datetime, pause: Callable[[int], float]) -> Decision:

@@ -162,7 +162,7 @@ class Handlers:
         spec = request.spec
         capabilities = await self._cloud.capabilities()
         errors = spec_errors(spec, self._framework, capabilities)
-        examination = await self._cloud.examine(spec)
+        examination = await self._cloud.examine(request.project, spec)
         errors += examination.errors
         nodes = await self._nodes()
         plan: tuple[TaskPlan, ...] = ()

@@ -4,7 +4,7 @@ Its state (`FakeMachines`) outlives the driver, as that of a real cloud does.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
 
 import msgspec
@@ -18,6 +18,7 @@ from services.scheduler.cloud.port import (
     LogPart,
     Observation,
     Synced,
+    Work,
 )
 from services.scheduler.errors import CannotLaunch, NoRoomLeft
 from services.scheduler.model import Capabilities, Demand, NodeState
@@ -82,7 +83,13 @@ class FakeCloud:
     async def capabilities(self) -> Capabilities:
         return Capabilities()
 
-    async def examine(self, spec: TrainingSpec) -> Examination:
+    def leading(self) -> Mapping[str, Work]:
+        return {}
+
+    def everywhere(self) -> Mapping[str, Work]:
+        return {}
+
+    async def examine(self, project: str, spec: TrainingSpec) -> Examination:
         return Examination()
 
     async def capacity(self) -> tuple[NodeState, ...]:

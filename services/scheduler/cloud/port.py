@@ -4,8 +4,8 @@ Every call is idempotent, and derived from stored state: who calls may have died
 that can't be reached raises ``Unavailable``; that is never taken for an answer.
 """
 
-from collections.abc import AsyncIterator
-from typing import Protocol
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from typing import Any, Protocol
 
 import msgspec
 
@@ -84,15 +84,25 @@ class BoardPlan(msgspec.Struct, frozen=True, kw_only=True):
     path_prefix: str
 
 
+Work = Callable[[], Coroutine[Any, Any, None]]
+"""Something that goes on for ever."""
+
+
 class TrainingCloud(Protocol):
     """One cloud."""
 
     name: str
 
+    def leading(self) -> Mapping[str, Work]:
+        """What has to go on in the replica that leads, by name."""
+
+    def everywhere(self) -> Mapping[str, Work]:
+        """What has to go on in every replica, by name."""
+
     async def capabilities(self) -> Capabilities:
         """What it can do."""
 
-    async def examine(self, spec: TrainingSpec) -> Examination:
+    async def examine(self, project: str, spec: TrainingSpec) -> Examination:
         """What it can't do, or does in its own way, of this spec."""
 
     async def capacity(self) -> tuple[NodeState, ...]:

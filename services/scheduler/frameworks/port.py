@@ -26,8 +26,14 @@ class Framework(Protocol):
     def on_failure(self, role: RoleName, counts: Mapping[RoleName, int]) -> OnFailure:
         """What the failure of a task of this role means."""
 
-    def environment(self, addresses: Addresses, role: RoleName, index: int) -> dict[str, str]:
-        """What a task is told of its cluster."""
+    def environment(self, addresses: Addresses, role: RoleName, index: int | str) -> dict[str, str]:
+        """What a task is told of its cluster.
 
-    def command(self, command: Sequence[str], addresses: Addresses, role: RoleName, index: int) -> tuple[str, ...]:
+        Args:
+            index: or text that the cloud makes the index of, put in where the number belongs.
+        """
+
+    def command(
+        self, command: Sequence[str], addresses: Addresses, role: RoleName, index: int | str
+    ) -> tuple[str, ...]:
         """The start command with its placeholders filled."""

@@ -1,9 +1,10 @@
 """TensorFlow: chief, workers, parameter servers and evaluator, told of each other by `TF_CONFIG` or by flags."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Final
+
+import msgspec
 
 from services.scheduler.frameworks.port import Addresses
 from services.scheduler.model import OnFailure
@@ -45,14 +46,18 @@ class TensorFlow:
         # With parameter servers a worker may come back on its address; an all-reduce can miss nobody.
         return "restart" if role == "worker" and counts.get("ps") else "fail"
 
-    def environment(self, addresses: Addresses, role: RoleName, index: int) -> dict[str, str]:
+    def environment(self, addresses: Addresses, role: RoleName, index: int | str) -> dict[str, str]:
         if sum(len(hosts) for hosts in addresses.values()) <= 1:
             return {}
         cluster = {each: list(addresses[each]) for each in _IN_CLUSTER if addresses.get(each)}
-        config = {"cluster": cluster, "task": {"type": role, "index": index}}
-        return {"TF_CONFIG": json.dumps(config)}
+        # Text in place of the number is filled in later, by the cloud: no quotes around it.
+        number = msgspec.Raw(str(index).encode())
+        config = {"cluster": cluster, "task": {"type": role, "index": number}}
+        return {"TF_CONFIG": msgspec.json.encode(config).decode()}
 
-    def command(self, command: Sequence[str], addresses: Addresses, role: RoleName, index: int) -> tuple[str, ...]:
+    def command(
+        self, command: Sequence[str], addresses: Addresses, role: RoleName, index: int | str
+    ) -> tuple[str, ...]:
         values = {
             "role": role,
             "index": str(index),

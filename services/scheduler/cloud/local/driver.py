@@ -35,6 +35,7 @@ from services.scheduler.cloud.port import (
     LogPart,
     Observation,
     Synced,
+    Work,
 )
 from services.scheduler.errors import CannotLaunch, NoRoomLeft
 from services.scheduler.frameworks.port import Framework
@@ -98,6 +99,14 @@ class LocalCloud:
         self._probed: directories.Capabilities | None = None
         self._placements: dict[Path, Placement] = {}
 
+    def leading(self) -> Mapping[str, Work]:
+        """Nothing: shims watch over tasks."""
+        return {}
+
+    def everywhere(self) -> Mapping[str, Work]:
+        """Nothing."""
+        return {}
+
     async def capabilities(self) -> Capabilities:
         """What this machine can do."""
         can = await self._directories()
@@ -113,7 +122,7 @@ class LocalCloud:
             self._probed = await asyncio.to_thread(directories.probe)
         return self._probed
 
-    async def examine(self, spec: TrainingSpec) -> Examination:
+    async def examine(self, project: str, spec: TrainingSpec) -> Examination:
         """Whether the program and its Python are there, and what is done otherwise here."""
         can = await self._directories()
         if preparing.is_plain(spec):

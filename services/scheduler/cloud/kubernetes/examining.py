@@ -1,0 +1,38 @@
+"""What a cluster can't do of a spec, or does in its own way. Pure."""
+
+import re
+from typing import Final
+
+from services.scheduler.cloud.kubernetes.manifests import Setting, image_of
+from shared.contracts.problem import FieldError
+from shared.contracts.training import TrainingSpec
+
+_VENV: Final = "venv:"
+_PART: Final = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
+_IMAGE: Final = re.compile(
+    rf"(?:[A-Za-z0-9.-]+(?::[0-9]+)?/)?{_PART}(?:/{_PART})*(?::[A-Za-z0-9_][A-Za-z0-9_.-]{{0,127}})?"
+    r"(?:@[a-z0-9]+(?:[.+_-][a-z0-9]+)*:[0-9a-fA-F]{32,})?"
+)
+"""The grammar of references to images of the container registries' own library, ``distribution/reference``."""
+
+
+def spec_errors(spec: TrainingSpec) -> list[FieldError]:
+    """What can't be."""
+    if spec.image is None:
+        return []
+    if spec.image.startswith(_VENV):
+        message = "virtual environments are there on the local cloud alone; name a container image"
+        return [FieldError(field="image", message=message)]
+    if not _IMAGE.fullmatch(spec.image):
+        return [FieldError(field="image", message=f"{spec.image!r} is no name of a container image")]
+    return []
+
+
+def notes(project: str, spec: TrainingSpec, setting: Setting) -> tuple[str, ...]:
+    """What the user should know."""
+    told = []
+    if spec.image is None:
+        told.append(f"no image is named: tasks run in {image_of(None, setting)}")
+    if not setting.projects.may_be_root(project):
+        told.append(f"tasks run as user {setting.projects.kubernetes_run_as}, whatever the image says")
+    return tuple(told)

@@ -1,0 +1,285 @@
+"""From an attempt to the objects that run it: what the cluster is told, as the kubelet would take it."""
+
+import json
+import re
+from typing import Any
+
+import pytest
+
+from services.scheduler.cloud.kubernetes.examining import notes, spec_errors
+from services.scheduler.cloud.kubernetes.identity import (
+    ROSTER,
+    AttemptKey,
+    Roster,
+    attempt_of,
+    groups_of,
+    task_of,
+)
+from services.scheduler.cloud.kubernetes.manifests import Attempt, Setting, job_manifest, service_manifest
+from services.scheduler.cloud.kubernetes.mounts import pod_mounts
+from services.scheduler.cloud.kubernetes.options import TrainingOptions
+from services.scheduler.cloud.kubernetes.preparation import Preparation
+from services.scheduler.cloud.port import Launch
+from services.scheduler.errors import CannotLaunch
+from services.scheduler.frameworks.tensorflow import TensorFlow
+from services.scheduler.model import MountPlan
+from services.scheduler.spec import plan_tasks
+from shared.codec import decode_json
+from shared.contracts.datastore import ClaimVolume, LocalVolume
+from shared.contracts.training import Role, Roles
+from shared.kube.settings import ProjectSettings
+from tests.support.kube import assert_valid
+from tests.support.trainings import cluster, spec
+
+KEY = AttemptKey("search", "ctr-7", 2)
+OWNER: dict[str, object] = {"apiVersion": "v1", "kind": "Service", "name": "s", "uid": "1"}
+NAMESPACE = "elearn-search"
+VOLUME = ClaimVolume(claim_name="digits", sub_path="top")
+
+
+def setting(**fields: Any) -> Setting:
+    values = {"projects": ProjectSettings(), "options": TrainingOptions(), "restarts": 10, "grace": 10.0}
+    return Setting(installation="elearn", **{**values, **fields})
+
+
+def attempt(*, plans: tuple[MountPlan, ...] = (), secrets: tuple[str, ...] = (), **fields: Any) -> Attempt:
+    asked = spec(**fields)
+    plan = plan_tasks(asked, TensorFlow())
+    launch = Launch(project=KEY.project, name=KEY.name, attempt=KEY.attempt, spec=asked, plan=plan, mounts=plans)
+    return Attempt(
+        key=KEY,
+        launch=launch,
+        groups=groups_of(plan),
+        namespace=NAMESPACE,
+        mounts=pod_mounts(plans, NAMESPACE),
+        code_secrets=secrets,
+    )
+
+
+def jobs_of(one: Attempt, with_setting: Setting | None = None) -> dict[str, Any]:
+    used = with_setting or setting()
+    jobs = [job_manifest(one, group, TensorFlow(), OWNER, used) for group in one.groups]
+    service = service_manifest(one.key, one.groups, one.namespace, used)
+    assert_valid(service, *jobs)
+    return {group.suffix: job for group, job in zip(one.groups, jobs, strict=True)}
+
+
+def pod_of(job: dict[str, Any]) -> Any:
+    return job["spec"]["template"]["spec"]
+
+
+def task_in(job: dict[str, Any], index: int = 0) -> tuple[list[str], dict[str, str]]:
+    """Command and environment of a pod as its program sees them: filled in in order, as the kubelet does it."""
+    container = pod_of(job)["containers"][0]
+    env: dict[str, str] = {}
+    for each in container["env"]:
+        if "valueFrom" in each:
+            path = each["valueFrom"]["fieldRef"]["fieldPath"]
+            assert path == "metadata.annotations['batch.kubernetes.io/job-completion-index']"
+            env[each["name"]] = str(index)
+        else:
+            env[each["name"]] = expanded(each["value"], env)
+    return [expanded(word, env) for word in container["command"]], env
+
+
+def expanded(text: str, env: dict[str, str]) -> str:
+    """``$(NAME)`` of a known name is filled in; ``$$`` is a dollar."""
+    return re.sub(
+        r"\$\$|\$\(([^)]*)\)",
+        lambda match: "$" if match[0] == "$$" else env.get(match[1], match[0]),
+        text,
+    )
+
+
+def test_every_task_is_told_who_the_others_are() -> None:
+    words = ("python", "train.py", "--job={role}", "--index={index}", "--ps={ps_hosts}")
+    jobs = jobs_of(attempt(roles=cluster(workers=2, ps=1), command=words))
+    assert list(jobs) == ["chief", "worker", "ps"]
+    name = jobs["worker"]["metadata"]["name"]
+    subdomain = pod_of(jobs["worker"])["subdomain"]
+    worker = f"{name}-1.{subdomain}.{NAMESPACE}.svc:2222"
+    for role, index in (("chief", 0), ("worker", 0), ("worker", 1), ("ps", 0)):
+        command, env = task_in(jobs[role], index)
+        config = json.loads(env["TF_CONFIG"])
+        assert config["task"] == {"type": role, "index": index}
+        assert config["cluster"]["worker"][1] == worker
+        assert {name: len(hosts) for name, hosts in config["cluster"].items()} == {"chief": 1, "worker": 2, "ps": 1}
+        assert command[2:] == [f"--job={role}", f"--index={index}", f"--ps={config['cluster']['ps'][0]}"]
+        assert (env["ELEARN_ROLE"], env["ELEARN_INDEX"], env["ELEARN_ATTEMPT"]) == (role, str(index), "2")
+
+
+def test_a_single_task_is_told_of_no_cluster() -> None:
+    _, env = task_in(jobs_of(attempt())["chief"])
+    assert "TF_CONFIG" not in env
+
+
+def test_what_users_write_is_taken_as_it_is() -> None:
+    odd = "a$(ELEARN_ROLE)b $$ $HOME $(nothing) ${x}"
+    command, env = task_in(jobs_of(attempt(command=("echo", odd), env={"ODD": odd}))["chief"])
+    assert command == ["echo", odd]
+    assert env["ODD"] == odd
+
+
+def test_the_last_task_of_a_role_gets_the_gpus_that_are_left() -> None:
+    roles = Roles(chief=Role(replicas=0), worker=Role(gpus=20, gpus_per_task=8))
+    jobs = jobs_of(attempt(roles=roles))
+    assert {name: job["spec"]["completions"] for name, job in jobs.items()} == {"worker": 2, "worker-rest": 1}
+    gpus = {name: pod_of(job)["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] for name, job in jobs.items()}
+    assert gpus == {"worker": "8", "worker-rest": "4"}
+    _, env = task_in(jobs["worker-rest"])
+    config = json.loads(env["TF_CONFIG"])
+    assert config["task"] == {"type": "worker", "index": 2}
+    assert env["ELEARN_INDEX"] == "2"
+    assert config["cluster"]["worker"][2].startswith(f"{jobs['worker-rest']['metadata']['name']}-0.")
+
+
+def test_gpus_are_limits_and_hidden_from_who_asked_for_none() -> None:
+    jobs = jobs_of(attempt(roles=Roles(chief=Role(gpu=0), worker=Role(gpu=2)), env={"NVIDIA_VISIBLE_DEVICES": "all"}))
+    _, chief = task_in(jobs["chief"])
+    _, worker = task_in(jobs["worker"])
+    assert (chief["NVIDIA_VISIBLE_DEVICES"], chief["CUDA_VISIBLE_DEVICES"]) == ("none", "")
+    assert "CUDA_VISIBLE_DEVICES" not in worker
+    assert "tolerations" in pod_of(jobs["worker"])
+    assert "nvidia.com/gpu" not in pod_of(jobs["chief"])["containers"][0]["resources"]["limits"]
+
+
+@pytest.mark.parametrize(
+    ("roles", "per_index", "role", "expected"),
+    [
+        (cluster(workers=2, ps=1), True, "worker", {"backoffLimitPerIndex": 10, "podFailurePolicy": True}),
+        (cluster(workers=2, ps=1), True, "ps", {"backoffLimitPerIndex": 0}),
+        (cluster(workers=2), True, "worker", {"backoffLimitPerIndex": 0}),
+        (cluster(evaluator=1), True, "evaluator", {"backoffLimitPerIndex": 0}),
+        (cluster(workers=2, ps=1), False, "worker", {"backoffLimit": 20, "podFailurePolicy": True}),
+        (cluster(workers=2, ps=1), False, "chief", {"backoffLimit": 0}),
+    ],
+)
+def test_what_may_be_started_again_is(roles: Roles, per_index: bool, role: str, expected: dict[str, Any]) -> None:
+    found = jobs_of(attempt(roles=roles), setting(per_index=per_index))[role]["spec"]
+    kept = ("backoffLimit", "backoffLimitPerIndex", "podFailurePolicy")
+    values = {key: found[key] for key in kept if key in found}
+    if "podFailurePolicy" in values:
+        (rule,) = values["podFailurePolicy"]["rules"]
+        assert (rule["action"], rule["onPodConditions"][0]["type"]) == ("Ignore", "DisruptionTarget")
+        values["podFailurePolicy"] = True
+    assert values == expected
+
+
+def test_jobs_wait_until_all_of_them_are_there() -> None:
+    jobs = jobs_of(attempt(roles=cluster(workers=1), deadline="2h"))
+    for job in jobs.values():
+        assert job["spec"]["suspend"] is True
+        assert job["spec"]["activeDeadlineSeconds"] == 7260
+        assert job["metadata"]["ownerReferences"] == [OWNER]
+
+
+def test_pods_are_found_again_by_their_labels() -> None:
+    roles = Roles(chief=Role(), worker=Role(gpus=3, gpus_per_task=2))
+    one = attempt(roles=roles)
+    jobs = jobs_of(one)
+    labels = jobs["worker-rest"]["spec"]["template"]["metadata"]["labels"]
+    assert attempt_of(labels) == KEY
+    assert task_of({**labels, "batch.kubernetes.io/job-completion-index": "0"}) == ("worker", 1)
+    service = service_manifest(KEY, one.groups, NAMESPACE, setting())
+    about: Any = service["metadata"]
+    roster = decode_json(Roster, about["annotations"][ROSTER].encode())
+    assert [(group.role, group.first, group.count) for group in roster.groups] == [
+        ("chief", 0, 1),
+        ("worker", 0, 1),
+        ("worker", 1, 1),
+    ]
+    assert (roster.restarts, roster.released) == (10, False)
+
+
+def test_pods_are_restricted_unless_the_project_may_be_root() -> None:
+    pod = pod_of(jobs_of(attempt())["chief"])
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["containers"][0]["securityContext"]["allowPrivilegeEscalation"] is False
+    assert pod["containers"][0]["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    root = setting(projects=ProjectSettings(kubernetes_root_projects=("search",)))
+    pod = pod_of(jobs_of(attempt(secrets=("code",), code="sha256:" + "0" * 64), root)["chief"])
+    assert "runAsNonRoot" not in pod["securityContext"]
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert pod["initContainers"][0]["securityContext"]["runAsUser"] == 10001
+
+
+def test_names_of_any_length_stay_legal() -> None:
+    long = AttemptKey("p" * 40, "t" * 40, 12345)
+    one = attempt(roles=Roles(worker=Role(gpus=9_999, gpus_per_task=2)))
+    for group in one.groups:
+        from services.scheduler.cloud.kubernetes.identity import job_name
+
+        assert len(f"{job_name(long, group, 'an-installation')}-9999") <= 63 - len("-abcde")
+
+
+class TestMounts:
+    def plans(self) -> tuple[MountPlan, ...]:
+        return (
+            MountPlan(datastore="digits", path="data/digits", volume=VOLUME, read_only=True),
+            MountPlan(datastore="digits", path="/part", volume=VOLUME, folder="a/b", read_only=True),
+            MountPlan(datastore="runs", path="out", volume=ClaimVolume(claim_name="runs"), folder="ctr-7", own=True),
+        )
+
+    def test_directories_lie_where_the_spec_says(self) -> None:
+        pod = pod_of(jobs_of(attempt(plans=self.plans()))["chief"])
+        mounts = {each["mountPath"]: each for each in pod["containers"][0]["volumeMounts"]}
+        assert mounts["/workspace/data/digits"]["subPath"] == "top"
+        assert mounts["/part"]["subPath"] == "top/a/b"
+        assert mounts["/workspace/out"] == {
+            "name": "claim-1",
+            "mountPath": "/workspace/out",
+            "readOnly": False,
+            "subPath": "ctr-7",
+        }
+        assert pod["containers"][0]["workingDir"] == "/workspace"
+        claims = [each["persistentVolumeClaim"] for each in pod["volumes"] if "persistentVolumeClaim" in each]
+        assert claims == [{"claimName": "digits", "readOnly": True}, {"claimName": "runs", "readOnly": False}]
+
+    def test_folders_are_made_or_looked_for_before_the_kubelet_would_make_them(self) -> None:
+        (container,) = pod_of(jobs_of(attempt(plans=self.plans()))["chief"])["initContainers"]
+        told = decode_json(Preparation, container["env"][0]["value"].encode())
+        assert [(each.datastore, each.path, each.make) for each in told.folders] == [
+            ("digits", "a/b", False),
+            ("runs", "ctr-7", True),
+        ]
+        mounted = {each["mountPath"]: each for each in container["volumeMounts"]}
+        assert mounted[told.folders[0].volume]["subPath"] == "top"
+        assert mounted[told.folders[0].volume]["readOnly"] is True
+        assert "subPath" not in mounted[told.folders[1].volume]
+
+    def test_without_code_or_relative_mounts_the_image_s_own_directory_is_used(self) -> None:
+        plan = MountPlan(datastore="d", path="/data", volume=VOLUME, read_only=True)
+        pod = pod_of(jobs_of(attempt(plans=(plan,)))["chief"])
+        assert "workingDir" not in pod["containers"][0]
+        assert "initContainers" not in pod
+
+    @pytest.mark.parametrize(
+        "volume", [LocalVolume(path="/x"), ClaimVolume(claim_name="c", namespace="elsewhere")], ids=["local", "other"]
+    )
+    def test_what_is_no_claim_of_the_namespace_is_refused(self, volume: Any) -> None:
+        with pytest.raises(CannotLaunch, match="'d'"):
+            pod_mounts((MountPlan(datastore="d", path="x", volume=volume),), NAMESPACE)
+
+
+@pytest.mark.parametrize(
+    ("image", "good"),
+    [
+        (None, True),
+        ("elearn:dev", True),
+        ("tensorflow/tensorflow:2.21.0-gpu", True),
+        ("registry.example:5000/team/ctr@sha256:" + "0" * 64, True),
+        ("venv:/opt/x", False),
+        ("upper/Case", False),
+        ("two words", False),
+        ("-x", False),
+    ],
+)
+def test_images_are_looked_at_before_anything_starts(image: str | None, good: bool) -> None:
+    assert (not spec_errors(spec(image=image))) is good
+
+
+def test_what_is_done_otherwise_is_told() -> None:
+    told = notes("search", spec(), setting())
+    assert any("elearn:dev" in note for note in told)
+    assert any("user 10001" in note for note in told)
