@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from services.scheduler.decide import decide
@@ -284,3 +285,26 @@ def test_the_table_is_closed() -> None:
         "queued", "starting", "running", *ENDED,
     }  # fmt: skip
     assert all(why == "retry" for state, why in TRANSITIONS if state in ENDED)
+
+
+def test_what_keeps_tasks_from_running_is_told_and_forgotten_again() -> None:
+    one = admitted(roles=cluster(workers=2))
+    missing = "image nowhere:1 can't be pulled: not found"
+    stuck = {name: task(one, name, "starting", reason=missing) for name in ("worker-0", "worker-1")}
+    decision = tell(one, seen(one, "starting", worker_0=stuck["worker-0"], worker_1=stuck["worker-1"]))
+    assert decision.record.reason == f"starting 3 tasks: worker-0 (as 1 other): {missing}"
+    assert decision.record.state == "starting"
+    decision = tell(decision.record, seen(one, "starting"))
+    assert decision.record.reason == "starting 3 tasks"
+    given_up = msgspec.structs.replace(stuck["worker-1"], state="failed", finished_at=at(9))
+    decision = tell(decision.record, seen(one, "starting", worker_1=given_up))
+    assert decision.record.state == "failed"
+    assert missing in decision.record.reason
+
+
+def test_an_attempt_that_found_no_place_is_lost_and_costs_no_retry() -> None:
+    one = admitted()
+    waiting = task(one, "chief-0", "lost", started_at=None, reason="no node takes it: for 10 min")
+    decision = tell(one, seen(one, chief_0=waiting))
+    assert (decision.record.state, decision.record.failures, decision.record.losses) == ("queued", 0, 1)
+    assert "no node takes it" in decision.record.reason
