@@ -116,6 +116,11 @@ class Cluster:
         return self._connection.access.namespace
 
     @property
+    def home(self) -> str:
+        """The namespace of the pod that we run in and reach the cluster from; "" outside it."""
+        return self._connection.access.home
+
+    @property
     def server(self) -> str:
         """The API server's URL."""
         return self._connection.access.server

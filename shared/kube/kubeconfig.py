@@ -28,6 +28,7 @@ class Access(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         server: URL without a slash at its end.
         namespace: where to work unless told otherwise.
+        home: the namespace of the pod that we run in, where the cluster was found by that; else "".
         authorities: certificates to trust, in PEM; "" for the system's.
         verify: check the server's certificate at all.
         server_name: the name in that certificate, where it is not the URL's.
@@ -39,6 +40,7 @@ class Access(msgspec.Struct, frozen=True, kw_only=True):
     server: str
     namespace: str
     credential: Credential
+    home: str = ""
     authorities: str = ""
     verify: bool = True
     server_name: str = ""
@@ -123,9 +125,11 @@ def find_access(settings: KubernetesSettings, environ: Mapping[str, str]) -> Acc
 
 def _from_pod(environ: Mapping[str, str], folder: Path) -> Access:
     host, port = environ["KUBERNETES_SERVICE_HOST"], environ.get("KUBERNETES_SERVICE_PORT", "443")
+    namespace = _text(folder / "namespace").strip() or "default"
     return Access(
         server=f"https://{f'[{host}]' if ':' in host else host}:{port}",
-        namespace=_text(folder / "namespace").strip() or "default",
+        namespace=namespace,
+        home=namespace,
         authorities=_text(folder / "ca.crt"),
         credential=TokenFile(folder / "token"),
     )

@@ -1,15 +1,16 @@
 """The namespaces of projects, made on demand."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, Callable
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from shared.errors import Forbidden, Unavailable
 from shared.kube.changes import Told
 from shared.kube.client import Cluster
-from shared.kube.errors import NamespaceMissing
+from shared.kube.errors import FieldConflict, NamespaceMissing
 from shared.kube.merge import merged
-from shared.kube.names import PROJECT, Selector, labels_of
+from shared.kube.names import INSTALLATION, PROJECT, Selector, label_value, labels_of
 from shared.kube.objects import HasMetadata, Partial
 from shared.kube.resources import NAMESPACES, Resource
 from shared.kube.settings import ProjectSettings
@@ -18,12 +19,14 @@ from shared.kube.watch import watch
 S = TypeVar("S", bound=HasMetadata)
 T = TypeVar("T")
 
+POD_SECURITY: Final = "pod-security.kubernetes.io/enforce"
+
 
 class Projects:
     """Knows each project's namespace, and makes sure that it is there.
 
     A namespace that is there already is taken as it is, whoever made it: an operator may prepare quotas and rights
-    in it. One that we make enforces restricted pod security.
+    in it. One that we make enforces restricted pod security, or baseline where the settings allow the project root.
     """
 
     def __init__(self, cluster: Cluster, settings: ProjectSettings) -> None:
@@ -55,6 +58,9 @@ class Projects:
                 await self._make(name, project)
             elif found.metadata.deletion_timestamp is not None:
                 raise Unavailable(f"namespace {name} is being deleted: wait until it is gone", retry=5)
+            elif self._is_too_strict(found, project):
+                with contextlib.suppress(FieldConflict):  # somebody else has said what it enforces
+                    await self._make(name, project)
             self._there.add(name)
         return name
 
@@ -62,10 +68,17 @@ class Projects:
         """Something said that a namespace is not there (any more): look again the next time."""
         self._there.discard(namespace)
 
+    def _is_too_strict(self, found: Partial, project: str) -> bool:
+        """Whether it is a namespace of ours from before the project was allowed root."""
+        labels = found.metadata.labels
+        ours = labels.get(INSTALLATION) == label_value(self._cluster.installation)
+        return ours and labels.get(POD_SECURITY) == "restricted" and self._settings.pod_security(project) == "baseline"
+
     async def _make(self, name: str, project: str) -> None:
         labels = {PROJECT: project} if self._settings.one_namespace is None else {}
+        security = self._settings.pod_security(project)
         try:
-            await self._cluster.apply(namespace_manifest(name, self._cluster.installation, labels))
+            await self._cluster.apply(namespace_manifest(name, self._cluster.installation, labels, security))
         except Forbidden as error:
             raise Forbidden(
                 f"namespace {name} is not there and elearn may not make it: create it ({error.detail})"
@@ -117,9 +130,15 @@ def as_it_is(object: T) -> T:
     return object
 
 
-def namespace_manifest(name: str, installation: str, labels: dict[str, str]) -> dict[str, object]:
-    """A project's namespace."""
-    enforce = {"pod-security.kubernetes.io/enforce": "restricted"}
+def namespace_manifest(
+    name: str, installation: str, labels: dict[str, str], security: str = "restricted"
+) -> dict[str, object]:
+    """A project's namespace.
+
+    Args:
+        security: the pod security standard that it enforces.
+    """
+    enforce = {POD_SECURITY: security}
     return {
         "apiVersion": "v1",
         "kind": "Namespace",

@@ -42,6 +42,8 @@ class ProjectSettings(msgspec.Struct, frozen=True, kw_only=True):
         kubernetes_image_pull_policy: when nodes pull it.
         kubernetes_image_pull_secrets: Secrets in the project's namespace that may pull it.
         kubernetes_run_as: user and group of our own pods; files that they make are its own.
+        kubernetes_root_projects: projects whose tasks may run as the user that their image names, root too, as images
+            of TensorFlow do by themselves; ``*``: all of them. The others' run as ``kubernetes_run_as``.
     """
 
     kubernetes_project_namespace: str = PROJECT_NAMESPACE
@@ -51,10 +53,20 @@ class ProjectSettings(msgspec.Struct, frozen=True, kw_only=True):
     kubernetes_image_pull_policy: Literal["IfNotPresent", "Always", "Never"] = "IfNotPresent"
     kubernetes_image_pull_secrets: tuple[str, ...] = ()
     kubernetes_run_as: int = 10001
+    kubernetes_root_projects: tuple[str, ...] = ()
 
     def namespace_of(self, project: str) -> str:
         """The namespace of a project."""
         return project_namespace(project, self.kubernetes_project_namespace)
+
+    def may_be_root(self, project: str) -> bool:
+        """Whether a project's tasks may run as root."""
+        return "*" in self.kubernetes_root_projects or project in self.kubernetes_root_projects
+
+    def pod_security(self, project: str) -> Literal["restricted", "baseline"]:
+        """What of the cluster's pod security standards holds in the namespace of a project."""
+        shared = self.one_namespace is not None and bool(self.kubernetes_root_projects)
+        return "baseline" if shared or self.may_be_root(project) else "restricted"
 
     @property
     def one_namespace(self) -> str | None:

@@ -139,7 +139,7 @@ async def test_in_a_pod(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
         (tmp_path / name).write_text(text)
     environment = {"KUBERNETES_SERVICE_HOST": "fd00::1", "KUBERNETES_SERVICE_PORT": "443"}
     access = find_access(KubernetesSettings(), environment)
-    assert (access.server, access.namespace) == ("https://[fd00::1]:443", "team")
+    assert (access.server, access.namespace, access.home) == ("https://[fd00::1]:443", "team", "team")
     assert (await access.credential.grant()).authorization == "Bearer abc"
 
 
