@@ -243,7 +243,9 @@ class TestMounts:
             ("digits", "a/b", False),
             ("runs", "ctr-7", True),
         ]
+        assert told.points == ("data/digits", "out")
         mounted = {each["mountPath"]: each for each in container["volumeMounts"]}
+        assert "/workspace" in mounted
         assert mounted[told.folders[0].volume]["subPath"] == "top"
         assert mounted[told.folders[0].volume]["readOnly"] is True
         assert "subPath" not in mounted[told.folders[1].volume]

@@ -90,7 +90,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def prepared(self) -> bool:
         """There is something to do before the task starts."""
-        return bool(self.code_secrets or self.mounts.folders)
+        return bool(self.code_secrets or self.mounts.folders or self.mounts.points)
 
 
 def service_manifest(key: AttemptKey, groups: tuple[Group, ...], namespace: str, setting: Setting) -> Document:
@@ -223,10 +223,12 @@ def _task(attempt: Attempt, group: Group, framework: Framework, setting: Setting
 
 
 def _preparing(attempt: Attempt, projects: ProjectSettings) -> Document:
-    told = Preparation(code=attempt.launch.spec.code or "", folders=attempt.mounts.folders)
+    mounted = attempt.mounts
+    told = Preparation(code=attempt.launch.spec.code or "", folders=mounted.folders, points=mounted.points)
     mounts: list[Document] = [*attempt.mounts.preparing, {"name": "preparing", "mountPath": "/tmp"}]  # noqa: S108
     if attempt.code_secrets:
         mounts.append({"name": "code", "mountPath": CODE, "readOnly": True})
+    if attempt.in_workspace:
         mounts.append({"name": "workspace", "mountPath": WORKSPACE})
     run_as = projects.kubernetes_run_as
     return {

@@ -21,12 +21,14 @@ class PodMounts(msgspec.Struct, frozen=True, kw_only=True):
         task: mounts of the task's container.
         preparing: mounts of the init container, which sees each volume's top.
         folders: what the init container makes or looks for: the kubelet would make what is missing, as root.
+        points: places in the working directory where something is mounted, made likewise.
     """
 
     volumes: tuple[Document, ...] = ()
     task: tuple[Document, ...] = ()
     preparing: tuple[Document, ...] = ()
     folders: tuple[Folder, ...] = ()
+    points: tuple[str, ...] = ()
 
 
 def mount_path(path: str) -> str:
@@ -62,7 +64,13 @@ def pod_mounts(mounts: Sequence[MountPlan], namespace: str) -> PodMounts:
         {"name": name, "persistentVolumeClaim": {"claimName": claim, "readOnly": claim not in writable}}
         for claim, name in names.items()
     ]
-    return PodMounts(volumes=tuple(volumes), task=tuple(task), preparing=tuple(preparing), folders=tuple(folders))
+    return PodMounts(
+        volumes=tuple(volumes),
+        task=tuple(task),
+        preparing=tuple(preparing),
+        folders=tuple(folders),
+        points=tuple(mount.path for mount in mounts if not mount.path.startswith("/")),
+    )
 
 
 def _claim_of(mount: MountPlan, namespace: str) -> ClaimVolume:
