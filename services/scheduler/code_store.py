@@ -1,6 +1,7 @@
 """All SQL of code archives: they arrive in parts, are checked whole, and are kept once per project and digest."""
 
-from collections.abc import AsyncIterator
+import secrets
+from collections.abc import AsyncGenerator
 from datetime import datetime
 
 from services.scheduler.errors import NoSuchCode
@@ -112,7 +113,7 @@ class CodeStore:
             )
         await self.abandon(t, project, digest, upload)
 
-    async def upload_parts(self, project: str, digest: str, upload: str) -> AsyncIterator[bytes]:
+    async def upload_parts(self, project: str, digest: str, upload: str) -> AsyncGenerator[bytes, None]:
         """The bytes of an upload, a part at a time, each in a transaction of its own."""
         offset = 0
         while True:
@@ -130,7 +131,7 @@ class CodeStore:
             yield bytes(data)
             offset += len(data)
 
-    async def parts(self, project: str, digest: str) -> AsyncIterator[bytes]:
+    async def parts(self, project: str, digest: str) -> AsyncGenerator[bytes, None]:
         """The bytes of a stored archive, a part at a time, each in a transaction of its own.
 
         Raises:
@@ -168,6 +169,33 @@ class CodeStore:
         )
         data = bytes(row["data"])[offset - row["start"] :][:CHUNK_BYTES] if row else b""
         return Chunk(data=data, offset=offset, total=archive.size, end=offset + len(data) >= archive.size)
+
+    async def size(self, project: str, digest: str) -> int:
+        """Bytes of a stored archive.
+
+        Raises:
+            NoSuchCode: there is none.
+        """
+        async with self._database.transaction() as t:
+            return (await self.stat(t, project, digest)).size
+
+    async def is_held(self, project: str, digest: str, training: str, attempt: int) -> bool:
+        """Whether this attempt of a training is its current one, holds compute, and has this code."""
+        async with self._database.transaction() as t:
+            held = await t.fetchval(
+                "SELECT holding FROM training WHERE project = $1 AND name = $2 AND attempt = $3 AND code = $4",
+                project,
+                training,
+                attempt,
+                digest,
+            )
+        return bool(held)
+
+    async def signing_key(self) -> bytes:
+        """What tokens to fetch code are signed with; made by whoever asks first."""
+        async with self._database.transaction() as t:
+            await t.execute("INSERT INTO code_key (key) VALUES ($1) ON CONFLICT DO NOTHING", secrets.token_bytes(32))
+            return bytes(await t.fetchval("SELECT key FROM code_key"))
 
     async def sweep(self, t: Transaction, uploads_before: datetime, unused_before: datetime) -> None:
         """Delete uploads that nobody goes on with, and archives that no training refers to any more."""

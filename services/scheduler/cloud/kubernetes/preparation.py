@@ -1,4 +1,8 @@
-"""What a task's pod does before its program starts, told to its init container. Pure."""
+"""What a task's init container is told to do before the task starts. Pure, and light to import.
+
+Folders of datastores are made by the init container and not by the kubelet, which would make them as root; then code
+is fetched and unpacked as the working directory, and the places in it where directories are mounted are made.
+"""
 
 from typing import Final
 
@@ -11,6 +15,12 @@ CODE: Final = "/elearn/code"
 """Where the Secret is mounted that holds the code, or says where it is: files ``url``, or ``part-00``, ``part-01``…"""
 VOLUMES: Final = "/elearn/volumes"
 URL_KEY: Final = "url"
+PART_KEY: Final = "part-{:02}"
+
+REFUSED: Final = 1
+"""Exit code: the same would fail again; the termination message says what to change."""
+AWAY: Final = 75
+"""Exit code: something needed was away for long, or a disk was full; another try may succeed."""
 
 
 class Folder(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,7 +43,10 @@ class Preparation(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         code: digest (``sha256:…``) of the archive that becomes the working directory; "" for none.
+        points: paths below the working directory where something is about to be mounted. The container runtime
+            makes what is missing of them too, but as root, so that a task could write nothing beside its mounts.
     """
 
     code: str = ""
     folders: tuple[Folder, ...] = ()
+    points: tuple[str, ...] = ()
