@@ -5,7 +5,7 @@ Both go through the API server, so that they work from wherever it can be reache
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
@@ -101,11 +101,14 @@ def _exit_code(data: bytes) -> int:
 
 @asynccontextmanager
 async def forwarded(
-    cluster: Cluster, pod: str, port: int, *, namespace: str | None = None
+    cluster: Cluster, pod: str | Callable[[], Awaitable[str]], port: int, *, namespace: str | None = None
 ) -> AsyncGenerator[tuple[str, int], None]:
     """A local address, on loopback, that leads to a port of a pod for as long as the context lasts.
 
     Each connection is a WebSocket of its own. One that can't be made is closed at once, and why is logged.
+
+    Args:
+        pod: its name, or what tells the name at each connection, where one pod may follow another.
     """
     connections: set[asyncio.Task[None]] = set()
 
@@ -113,13 +116,16 @@ async def forwarded(
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - this runs in a task
         connections.add(task)
+        name = pod if isinstance(pod, str) else "?"
         try:
+            if not isinstance(pod, str):
+                name = await pod()
             async with cluster.socket(
-                pod, "portforward", [("ports", str(port))], _FORWARD, namespace=namespace
+                name, "portforward", [("ports", str(port))], _FORWARD, namespace=namespace
             ) as socket:
                 await _pump(reader, writer, socket)
         except (ElearnError, ConnectionError) as error:
-            _log.warning("a forwarded connection ended", pod=pod, port=port, error=str(error))
+            _log.warning("a forwarded connection ended", pod=name, port=port, error=str(error))
         finally:
             writer.close()
             with suppress(ConnectionError):
