@@ -129,9 +129,11 @@ class CodeDelivery:
             async for part in parts:
                 data += part if squeeze is None else await asyncio.to_thread(squeeze.compress, part)
                 if len(data) > MOST_BYTES:
-                    raise CannotLaunch(f"code: {_too_large(await self._source.size(project, digest))}")
+                    break
         if squeeze is not None:
             data += squeeze.flush()
+        if len(data) > MOST_BYTES:
+            raise CannotLaunch(f"code: {_too_large(await self._source.size(project, digest))}")
         return bytes(data)
 
 
