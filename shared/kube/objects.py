@@ -27,7 +27,7 @@ class Owner(View, frozen=True, kw_only=True):
 
 
 class Metadata(View, frozen=True, kw_only=True):
-    """What every object carries."""
+    """What every object carries; ``deletion_timestamp`` lies the grace period after the moment it was deleted."""
 
     name: str = ""
     namespace: str = ""
@@ -36,6 +36,7 @@ class Metadata(View, frozen=True, kw_only=True):
     generation: int = 0
     creation_timestamp: datetime | None = None
     deletion_timestamp: datetime | None = None
+    deletion_grace_period_seconds: int | None = None
     labels: dict[str, str] = {}
     annotations: dict[str, str] = {}
     owner_references: tuple[Owner, ...] = ()

@@ -1,0 +1,281 @@
+"""From the pods of one task, one after the other, and its Job to the task as it stands. Pure.
+
+    pods                          state       where the cluster starts tasks again (restart)
+    ----------------------------  ----------  ----------------------------------------------
+    none yet                      pending
+    waiting for anything          starting
+    its container runs            running
+    ended by exit code 0          succeeded
+    ended otherwise by itself     failed      starting, until its Job gives up; then failed
+    taken away, deleted           lost        starting, until its Job gives up; then lost
+    there before, and gone        lost        starting, until its Job gives up; then lost
+    deleted by us                 stopped     stopped
+
+Time alone makes verdicts too: on an image that can't be pulled, on a pod that no node takes. They are made only of
+what was looked at anew when the time was up (``Place.sure_at``), for a watch may be blind without knowing.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Final, NamedTuple
+
+import msgspec
+
+from services.scheduler.cloud.kubernetes.endings import shortened
+from services.scheduler.cloud.kubernetes.identity import AttemptKey, Group, address_of
+from services.scheduler.cloud.kubernetes.options import TrainingOptions
+from services.scheduler.cloud.kubernetes.seen import JobSeen, PodSeen
+from shared.contracts.training import Task, TaskState
+
+FINAL: Final = frozenset({"succeeded", "failed", "stopped", "lost"})
+_OVERDUE: Final = timedelta(seconds=60)
+"""A pod that is still there so long after its processes should have been ended is on a node that does not answer."""
+_VOLUME: Final = ("FailedMount", "FailedAttachVolume")
+
+
+class Place(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """All that is known of a task besides its pods.
+
+    Attributes:
+        job: the Job of its group, while it is there.
+        job_deleted: it was there, and was deleted by somebody else.
+        released: all Jobs of the attempt were made and let go.
+        stopping: we ourselves are ending the attempt.
+        before: the task as it stood last; once it is over, it stays so.
+        last: the newest of its pods that are gone.
+        gone: how many pods of it had started and are gone.
+        said: what the cluster says of the pod that waits, or of the Job that has none.
+        sure_at: when it was last looked at anew.
+    """
+
+    key: AttemptKey
+    group: Group
+    index: int
+    namespace: str
+    installation: str
+    job: JobSeen | None = None
+    job_deleted: bool = False
+    released: bool = False
+    stopping: bool = False
+    before: Task | None = None
+    last: PodSeen | None = None
+    gone: int = 0
+    said: str = ""
+    sure_at: datetime | None = None
+
+    @property
+    def restarts(self) -> bool:
+        """The cluster will start it again."""
+        job = self.job
+        return (
+            self.group.on_failure == "restart"
+            and not self.stopping
+            and not self.job_deleted
+            and not (job is not None and (job.failed or _in(job.given_up, self.in_job)))
+        )
+
+    @property
+    def in_job(self) -> int:
+        """Its index within its Job."""
+        return self.index - self.group.first
+
+    @property
+    def ran(self) -> bool:
+        """Some pod of it had started."""
+        started = self.before is not None and self.before.started_at is not None
+        return started or (self.last is not None and self.last.started_at is not None)
+
+    def over(self, since: datetime | None, seconds: float) -> bool:
+        """Whether so many seconds have passed, for sure."""
+        return since is not None and self.sure_at is not None and since + timedelta(seconds=seconds) <= self.sure_at
+
+
+class Look(NamedTuple):
+    """A task as it stands, and when time alone makes another verdict."""
+
+    task: Task
+    again_at: datetime | None = None
+
+
+def observe(place: Place, pods: Sequence[PodSeen], now: datetime, options: TrainingOptions) -> Look:
+    """How a task stands.
+
+    Args:
+        pods: those of it that are there, in the order in which they were seen first.
+    """
+    before = place.before
+    if before is not None and before.state in FINAL:
+        return Look(before)
+    pod = _telling(place, pods)
+    task = _task(place, pod, pods)
+    if pod is None:
+        return _absent(place, task, now, options)
+    if pod.stage == "ended":
+        return Look(_ended(place, pod, task, now))
+    if pod.going_at is not None and not place.stopping and place.over(pod.going_at, _OVERDUE.total_seconds()):
+        return Look(_over(task, "lost", f"{pod.words or 'its pod was deleted'}; its node does not answer", now))
+    going = pod.going_at + _OVERDUE if pod.going_at is not None and not place.stopping else None
+    if pod.stage == "running":
+        return Look(msgspec.structs.replace(task, state="running", started_at=pod.started_at), going)
+    look = _waiting(place, pod, pods, task, now, options)
+    return look if going is None else Look(look.task, going)
+
+
+def _telling(place: Place, pods: Sequence[PodSeen]) -> PodSeen | None:
+    """The pod that says how the task stands: the newest; where tasks are not started again, the first to end."""
+    once, last = place.group.on_failure != "restart", place.last
+    if not pods or (once and last is not None and last.started_at is not None):
+        return last if last is not None and last.stage == "ended" else None
+    in_order = sorted(pods, key=lambda pod: (_instant(pod.created_at), pod.earlier, pod.stage != "ended"))
+    if once:
+        return next((pod for pod in in_order if pod.stage == "ended"), in_order[-1])
+    return in_order[-1]
+
+
+def _task(place: Place, pod: PodSeen | None, pods: Sequence[PodSeen]) -> Task:
+    """What holds for the task in any state."""
+    before, group = place.before, place.group
+    ended = sum(each.stage == "ended" and each is not pod for each in pods)
+    told = before.restarts if before is not None else 0
+    gone = place.gone - (pod is not None and pod is place.last and pod.started_at is not None)
+    return Task(
+        name=f"{group.role}-{place.index}",
+        role=group.role,
+        index=place.index,
+        state="pending",
+        address=before.address
+        if before is not None
+        else address_of(place.key, group, place.index, installation=place.installation, namespace=place.namespace),
+        node=(pod.node if pod is not None else "") or (before.node if before is not None else ""),
+        restarts=max(told, ended + max(0, gone), pod.earlier if pod is not None else 0),
+        started_at=before.started_at if before is not None else None,
+    )
+
+
+def _absent(place: Place, task: Task, now: datetime, options: TrainingOptions) -> Look:
+    """No pod, and none that is known to have ended."""
+    job, last = place.job, place.last
+    there = last is not None or (place.before is not None and place.before.state != "pending")
+    if place.stopping:
+        return Look(_stopped(task, now) if there else task)
+    if place.job_deleted:
+        return Look(_over(task, "lost", "its Job was deleted", now))
+    if job is None:
+        # Released, it has one. Whether somebody deleted that, or it was not told of yet, has to be looked up.
+        return Look(task, now if place.released else None)
+    if _in(job.completed, place.in_job):
+        started = task.started_at or job.started_at
+        return Look(_over(msgspec.structs.replace(task, exit_code=0, started_at=started), "succeeded", "", now))
+    gone = (last.words if last is not None else "") or "its pod was deleted"
+    if job.failed:
+        return Look(_over(task, "lost", f"its Job has failed: {job.failed}", now))
+    if _in(job.given_up, place.in_job):
+        return Look(_over(task, "lost", gone, now))
+    if place.restarts and there:
+        return Look(msgspec.structs.replace(task, state="starting", reason=f"{gone}; starting it again"))
+    if place.ran:
+        return Look(_over(task, "lost", gone, now))
+    if job.suspended:
+        return Look(msgspec.structs.replace(task, reason="its Job is suspended") if place.released else task)
+    if not place.said:
+        return Look(task)
+    reason = shortened(f"its pod can't be made: {place.said}")
+    if place.over(job.started_at, options.kubernetes_schedule_seconds):
+        return Look(_over(task, "lost", _for(reason, job.started_at, now), now))
+    return Look(
+        msgspec.structs.replace(task, reason=reason), _after(job.started_at, options.kubernetes_schedule_seconds)
+    )
+
+
+def _waiting(
+    place: Place, pod: PodSeen, pods: Sequence[PodSeen], task: Task, now: datetime, options: TrainingOptions
+) -> Look:
+    """Its pod is there, and its container does not run yet."""
+    reason, since, limit = _hindrance(place, pod, options)
+    if not reason:
+        before = next((each for each in reversed(pods) if each is not pod and each.stage == "ended"), place.last)
+        if pod.stage == "preparing":
+            reason = "preparing"
+        elif before is not None and place.restarts:
+            reason = f"{_end_words(before)}; starting it again"
+        return Look(msgspec.structs.replace(task, state="starting", reason=reason))
+    if limit is None or place.stopping:
+        return Look(msgspec.structs.replace(task, state="starting", reason=reason))
+    if place.over(since, limit):
+        # What had run once is hindered by the cluster, not by what it is.
+        own = pod.trouble in ("image", "start") and not place.ran
+        return Look(_over(task, "failed" if own else "lost", _for(reason, since, now), now))
+    return Look(msgspec.structs.replace(task, state="starting", reason=reason), _after(since, limit))
+
+
+def _hindrance(place: Place, pod: PodSeen, options: TrainingOptions) -> tuple[str, datetime | None, float | None]:
+    """What is in the way in words, since when, and for how many seconds that is borne."""
+    if pod.trouble in ("image", "start"):
+        return pod.words, pod.placed_at or pod.created_at, options.kubernetes_start_seconds
+    if not pod.node and pod.created_at is not None:
+        return pod.words, pod.created_at, options.kubernetes_schedule_seconds if pod.words else None
+    if place.said.startswith(_VOLUME):
+        reason = shortened(f"its volumes can't be mounted: {place.said}")
+        return reason, pod.placed_at, options.kubernetes_schedule_seconds
+    return place.said, pod.placed_at, None
+
+
+def _ended(place: Place, pod: PodSeen, task: Task, now: datetime) -> Task:
+    started = pod.started_at or task.started_at
+    task = msgspec.structs.replace(
+        task, exit_code=pod.exit_code, signal=pod.signal, started_at=started, finished_at=pod.finished_at
+    )
+    match pod.end:
+        case "succeeded":
+            return _over(task, "succeeded", "", now)
+        case "deleted" if place.stopping:
+            return _stopped(task, now)
+        case "unstartable" if not place.ran:
+            task = msgspec.structs.replace(task, started_at=None, exit_code=None, signal=None)
+            return _over(task, "failed", pod.words, now)
+    if place.restarts:
+        return msgspec.structs.replace(
+            task,
+            state="starting",
+            reason=f"{_end_words(pod)}; starting it again",
+            exit_code=None,
+            signal=None,
+            finished_at=None,
+        )
+    return _over(task, "failed" if pod.end in ("failed", "unstartable") else "lost", pod.words, now)
+
+
+def _end_words(pod: PodSeen) -> str:
+    if pod.end not in ("failed", "succeeded"):
+        return pod.words or "its pod was deleted"
+    how = f"signal {pod.signal}" if pod.signal is not None else f"exit code {pod.exit_code}"
+    return f"{how} ({pod.words})" if pod.words else how
+
+
+def _over(task: Task, state: TaskState, reason: str, now: datetime) -> Task:
+    return msgspec.structs.replace(task, state=state, reason=reason, finished_at=task.finished_at or now)
+
+
+def _stopped(task: Task, now: datetime) -> Task:
+    finished = task.finished_at or (now if task.started_at is not None else None)
+    return msgspec.structs.replace(task, state="stopped", reason="told to stop", finished_at=finished)
+
+
+def _for(reason: str, since: datetime | None, now: datetime) -> str:
+    """With how long it has been so."""
+    if since is None:
+        return reason
+    seconds = round((now - since).total_seconds())
+    return f"{reason} (for {seconds // 60} min)" if seconds >= 120 else f"{reason} (for {seconds} s)"
+
+
+def _after(since: datetime | None, seconds: float) -> datetime | None:
+    return None if since is None else since + timedelta(seconds=seconds)
+
+
+def _in(ranges: tuple[range, ...], index: int) -> bool:
+    return any(index in each for each in ranges)
+
+
+def _instant(moment: datetime | None) -> float:
+    return moment.timestamp() if moment is not None else 0.0
