@@ -22,8 +22,8 @@ class TrainingOptions(msgspec.Struct, frozen=True, kw_only=True):
             seconds: so much of it is lost with a node.
         kubernetes_board_access: how TensorBoards are reached: by the cluster's own names (``service``), or by a
             forwarded port of this machine (``forward``); not set: the former in a pod, the latter elsewhere.
-        kubernetes_board_image: what TensorBoards run in, an image with Python 3.11 or later; not set: elearn's own, which
-            holds one where it was built in full.
+        kubernetes_board_image: what TensorBoards run in, an image with Python 3.11 or later; not set: elearn's own,
+            which holds one where it was built in full.
         kubernetes_priority_class: the PriorityClass of tasks.
     """
 

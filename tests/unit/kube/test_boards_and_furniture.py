@@ -1,0 +1,172 @@
+"""What the cluster is told of TensorBoards, and of what a project's namespace needs."""
+
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from services.scheduler.cloud.kubernetes.board_manifests import BoardObjects, board_objects
+from services.scheduler.cloud.kubernetes.furniture import account_manifest, policy_manifests
+from services.scheduler.cloud.kubernetes.identity import AttemptKey, attempt_labels, attempt_of
+from services.scheduler.cloud.kubernetes.options import TrainingOptions
+from services.scheduler.cloud.port import BoardPlan
+from services.scheduler.model import MountPlan
+from shared.contracts.datastore import ClaimVolume, HostPathVolume, LocalVolume
+from shared.errors import Unsupported
+from shared.kube.manifest import marked
+from shared.kube.settings import ProjectSettings
+from tests.support.kube import assert_valid
+
+MOUNT = MountPlan(
+    datastore="runs", path="out", read_only=False, folder="ctr-7", volume=ClaimVolume(claim_name="runs", sub_path="top")
+)
+BOARD = BoardPlan(project="search", name="ctr-7", mount=MOUNT, path="logs", path_prefix="/v1/p/search/t/ctr-7/board/")
+NAMESPACE = "elearn-search"
+
+
+def objects(
+    board: BoardPlan = BOARD, projects: ProjectSettings | None = None, options: TrainingOptions | None = None
+) -> BoardObjects:
+    return board_objects(board, NAMESPACE, "elearn", projects or ProjectSettings(), options or TrainingOptions())
+
+
+def pod_of(made: BoardObjects) -> dict[str, Any]:
+    deployment: dict[str, Any] = marked(made.deployment, "elearn")
+    pod: dict[str, Any] = deployment["spec"]["template"]["spec"]
+    return pod
+
+
+def test_everything_is_what_kubernetes_takes() -> None:
+    projects = ProjectSettings(kubernetes_image_pull_secrets=("registry",))
+    made = objects(projects=projects)
+    assert_valid(marked(made.service, "elearn"), marked(made.deployment, "elearn"))
+    assert pod_of(made)["imagePullSecrets"] == [{"name": "registry"}]
+    for control in (None, "", "elearn"):
+        policies = policy_manifests(NAMESPACE, "elearn", control=control)
+        assert_valid(*(marked(each, "elearn") for each in policies))
+    assert_valid(marked(account_manifest(NAMESPACE), "elearn"))
+
+
+def test_a_board_reads_one_volume_and_may_do_nothing() -> None:
+    pod = pod_of(objects())
+    (container,) = pod["containers"]
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    events, _ = container["volumeMounts"]
+    assert events == {"name": "events", "mountPath": "/elearn/events", "readOnly": True, "subPath": "top"}
+    assert pod["volumes"][0] == {"name": "events", "persistentVolumeClaim": {"claimName": "runs"}}
+    assert container["command"] == ["python3", "-P", "-m", "tensorboard.main"]
+    assert "--logdir=/elearn/events/ctr-7/logs" in container["args"]
+    assert "--path_prefix=/v1/p/search/t/ctr-7/board" in container["args"]
+    assert container["readinessProbe"]["httpGet"]["path"].startswith("/v1/p/search/t/ctr-7/board/")
+
+
+def test_the_service_finds_the_pod_and_no_training_does() -> None:
+    made = objects()
+    deployment: dict[str, Any] = marked(made.deployment, "elearn")
+    service: dict[str, Any] = marked(made.service, "elearn")
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    assert service["spec"]["selector"].items() <= labels.items()
+    assert deployment["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    assert made.pod_labels.items() <= labels.items()
+    assert attempt_of(labels) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "options"),
+    [
+        ({"path": "other"}, TrainingOptions()),
+        ({"path_prefix": "/x"}, TrainingOptions()),
+        ({"mount": replace(MOUNT, volume=ClaimVolume(claim_name="other"))}, TrainingOptions()),
+        ({}, TrainingOptions(kubernetes_board_image="tensorflow/tensorflow:2.21.0")),
+    ],
+)
+def test_another_plan_is_another_pod_of_the_same_board(change: dict[str, Any], options: TrainingOptions) -> None:
+    before, after = objects(), objects(replace(BOARD, **change), options=options)
+    assert before.name == after.name
+    assert before.pod_labels != after.pod_labels
+    assert before.deployment["spec"]["selector"] == after.deployment["spec"]["selector"]  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"mount": replace(MOUNT, volume=LocalVolume(path="/x"))}, "no claim"),
+        ({"mount": replace(MOUNT, volume=HostPathVolume(path="/x"))}, "no claim"),
+        ({"mount": replace(MOUNT, volume=ClaimVolume(claim_name="a", namespace="b"))}, "lies in namespace b"),
+        ({"path": "../../other"}, "leaves datastore"),
+        ({"path": "/etc"}, "leaves datastore"),
+    ],
+)
+def test_what_can_not_be_shown(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(Unsupported, match=words):
+        objects(replace(BOARD, **change))
+
+
+def test_names_are_taken_as_they_are() -> None:
+    args = pod_of(objects(replace(BOARD, path="$(HOME)/a b")))["containers"][0]["args"]
+    assert args[0] == "--logdir=/elearn/events/ctr-7/$$(HOME)/a b"
+
+
+# -- furniture -------------------------------------------------------------------------------------------------------
+
+
+def _matches(policy: dict[str, Any], labels: dict[str, str]) -> bool:
+    selector: dict[str, str] = policy["spec"]["podSelector"]["matchLabels"]
+    return selector.items() <= labels.items()
+
+
+def _policies(control: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    training, board = policy_manifests(NAMESPACE, "elearn", control=control)
+    return training, board
+
+
+def _labels(manifest: dict[str, Any], installation: str = "elearn") -> dict[str, str]:
+    made: dict[str, Any] = marked({"metadata": manifest}, installation)
+    labels: dict[str, str] = made["metadata"]["labels"]
+    return labels
+
+
+def test_policies_are_about_our_tasks_and_boards_alone() -> None:
+    task = {"labels": attempt_labels(AttemptKey("search", "ctr-7", 2))}
+    board = {"labels": objects().pod_labels}
+    training_policy, board_policy = _policies("elearn")
+    assert _matches(training_policy, _labels(task))
+    assert not _matches(training_policy, _labels(board))
+    assert _matches(board_policy, _labels(board))
+    assert not _matches(board_policy, _labels(task))
+    for policy in (training_policy, board_policy):
+        assert not _matches(policy, _labels(task, "other"))
+        assert policy["spec"]["policyTypes"] == ["Ingress"]
+
+
+@pytest.mark.parametrize(
+    ("control", "ingress"),
+    [
+        ("", []),
+        (None, [{"ports": [{"protocol": "TCP", "port": 6006}]}]),
+        (
+            "control",
+            [
+                {
+                    "from": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "control"}}}],
+                    "ports": [{"protocol": "TCP", "port": 6006}],
+                }
+            ],
+        ),
+    ],
+)
+def test_who_may_reach_boards(control: str | None, ingress: list[Any]) -> None:
+    assert _policies(control)[1]["spec"]["ingress"] == ingress
+
+
+def test_tasks_hear_from_tasks_alone() -> None:
+    task = _labels({"labels": attempt_labels(AttemptKey("search", "ctr-7", 2))})
+    ((peer,),) = (rule["from"] for rule in _policies("elearn")[0]["spec"]["ingress"])
+    assert peer["podSelector"]["matchLabels"].items() <= task.items()
+    assert "namespaceSelector" not in peer
+
+
+def test_the_account_of_tasks_has_no_token() -> None:
+    assert account_manifest(NAMESPACE)["automountServiceAccountToken"] is False
