@@ -20,12 +20,19 @@ from shared.errors import Unsupported
 from shared.local.ledger import Ledger
 from shared.local.machine import detect
 from shared.service import Platform, Room
+from shared.settings import load
 
 
 async def compose(platform: Platform, settings: Settings) -> Room:
-    """Build the room on the cloud that the settings name."""
+    """Build the room on the cloud that the settings name.
+
+    Raises:
+        Unsupported: it is none of ours.
+    """
     code = CodeStore(platform.database)
-    return room_on(platform, settings, await _cloud(settings, code), code)
+    if settings.cloud == "kubernetes":
+        return room_on(platform, settings, await _kubernetes(platform, settings, code), code)
+    return room_on(platform, settings, await _local(settings, code), code)
 
 
 def room_on(platform: Platform, settings: Settings, cloud: TrainingCloud, code: CodeStore) -> Room:
@@ -62,14 +69,16 @@ def room_on(platform: Platform, settings: Settings, cloud: TrainingCloud, code: 
             "trainings' news": controller.follow,
             "boards": controller.close_boards,
             "code sweeper": archives.sweep,
+            **cloud.leading(),
         },
+        background=cloud.everywhere(),
         close=(cloud.close,),
     )
 
 
-async def _cloud(settings: Settings, code: CodeStore) -> TrainingCloud:
+async def _local(settings: Settings, code: CodeStore) -> TrainingCloud:
     if settings.cloud != "local":
-        raise Unsupported(f"ELEARN_CLOUD: there is no cloud {settings.cloud!r}; this build runs 'local'")
+        raise Unsupported(f"ELEARN_CLOUD: {settings.cloud!r} is no cloud of the scheduler: local, kubernetes")
     machine = await asyncio.to_thread(detect, os.environ)
     ledger = await asyncio.to_thread(Ledger, settings.home / "ledger.json", machine)
     cloud = LocalCloud(
@@ -82,4 +91,49 @@ async def _cloud(settings: Settings, code: CodeStore) -> TrainingCloud:
         log_limit=settings.log_limit,
     )
     await cloud.capabilities()  # found out once, before the first request waits for it
+    return cloud
+
+
+async def _kubernetes(platform: Platform, settings: Settings, code: CodeStore) -> TrainingCloud:
+    # Imported here, so that the local cloud neither loads nor waits for what it does not use.
+    from services.scheduler.cloud.kubernetes import KubernetesTrainings, Setting, TrainingOptions
+    from services.scheduler.cloud.kubernetes.boards import Boards
+    from services.scheduler.cloud.kubernetes.code import CodeDelivery
+    from services.scheduler.cloud.kubernetes.code_server import CodeServer
+    from services.scheduler.cloud.kubernetes.code_tokens import CodeTokens
+    from services.scheduler.cloud.kubernetes.furniture import Furniture
+    from services.scheduler.cloud.kubernetes.logs import TaskLogs
+    from services.scheduler.cloud.kubernetes.nodes import Nodes
+    from services.scheduler.log_store import LogStore
+    from shared.kube import Cluster, KubernetesSettings
+    from shared.kube.projects import Projects
+    from shared.kube.settings import ProjectSettings
+
+    cluster = Cluster(load(KubernetesSettings, os.environ))
+    options, in_projects = load(TrainingOptions, os.environ), load(ProjectSettings, os.environ)
+    setting = Setting(
+        installation=cluster.installation,
+        projects=in_projects,
+        options=options,
+        restarts=settings.worker_restarts,
+        grace=settings.stop_grace,
+    )
+    projects = Projects(cluster, in_projects)
+    tokens = CodeTokens(code.signing_key)
+    server = CodeServer(
+        code, tokens, code.is_held, host=options.kubernetes_code_host, port=options.kubernetes_code_port
+    )
+    cloud = KubernetesTrainings(
+        cluster,
+        setting,
+        TensorFlow(),
+        projects=projects,
+        furniture=Furniture(cluster, in_projects, projects),
+        code=CodeDelivery(options, code, tokens.sign),
+        code_server=server if options.kubernetes_code_port else None,
+        logs=TaskLogs(cluster, projects, LogStore(platform.database), options, limit=settings.log_limit),
+        nodes=Nodes(cluster, in_projects),
+        boards=Boards(cluster, in_projects, options, projects),
+    )
+    await cluster.__aenter__()
     return cloud

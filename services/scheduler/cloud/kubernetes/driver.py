@@ -11,6 +11,7 @@ from services.scheduler.cloud.kubernetes import examining
 from services.scheduler.cloud.kubernetes.attempts import SeenService, tasks_of
 from services.scheduler.cloud.kubernetes.boards import Boards
 from services.scheduler.cloud.kubernetes.code import CodeDelivery, code_secrets
+from services.scheduler.cloud.kubernetes.code_server import CodeServer
 from services.scheduler.cloud.kubernetes.furniture import Furniture
 from services.scheduler.cloud.kubernetes.identity import (
     ROSTER,
@@ -29,7 +30,7 @@ from services.scheduler.cloud.kubernetes.watching import watch_attempts
 from services.scheduler.cloud.port import BoardPlan, Examination, Launch, LogPart, Observation, Work
 from services.scheduler.errors import CannotLaunch, NoRoomLeft
 from services.scheduler.frameworks.port import Framework
-from services.scheduler.model import Capabilities, NodeState
+from services.scheduler.model import Capabilities, Demand, NodeState
 from shared.clock import now
 from shared.contracts.training import Task, TrainingSpec
 from shared.errors import Conflict, Forbidden, Invalid, NotFound, TooLarge, Unavailable, Unsupported
@@ -45,6 +46,7 @@ from shared.kube.rights import rights_to, tell_missing
 from shared.kube.states import is_over
 from shared.kube.watch import watch
 
+_BOUNDLESS: Final = NodeState(name="cluster", total=Demand(cpu=1e6, memory=2**60, gpu=10**6))
 _PER_INDEX_SINCE: Final = (1, 29)
 _OPEN_SECONDS: Final = 0.1
 """Deleting waits so long at the most until the logs of what is deleted are being read."""
@@ -57,6 +59,7 @@ class KubernetesTrainings:
 
     Args:
         setting: what holds for every training; which version the cluster has is found out here.
+        code_server: what pods fetch code from, unless somebody else serves it or Secrets hold it.
     """
 
     name = "kubernetes"
@@ -73,6 +76,7 @@ class KubernetesTrainings:
         logs: TaskLogs,
         nodes: Nodes,
         boards: Boards,
+        code_server: CodeServer | None = None,
     ) -> None:
         self._cluster = cluster
         self._setting = setting
@@ -83,6 +87,7 @@ class KubernetesTrainings:
         self._logs = logs
         self._nodes = nodes
         self._boards = boards
+        self._code_server = code_server
         self._version: tuple[int, int] | None = None
 
     def rights(self) -> list[Right]:
@@ -108,7 +113,8 @@ class KubernetesTrainings:
 
     def everywhere(self) -> Mapping[str, Work]:
         """See the port."""
-        return {"nodes": self._nodes.run}
+        work: dict[str, Work] = {"nodes": self._nodes.run}
+        return work if self._code_server is None else {**work, "code server": self._code_server.run}
 
     async def capabilities(self) -> Capabilities:
         """See the port."""
@@ -120,8 +126,9 @@ class KubernetesTrainings:
         return Examination(errors=tuple(errors), notes=examining.notes(project, spec, self._setting))
 
     async def capacity(self) -> tuple[NodeState, ...]:
-        """See the port."""
-        return await self._nodes.capacity()
+        """See the port. Where we may not see nodes, the cluster alone knows what fits."""
+        found = await self._nodes.capacity()
+        return (_BOUNDLESS,) if self._nodes.blind else found
 
     # -- launch
 
