@@ -96,14 +96,16 @@ async def _local(settings: Settings, code: CodeStore) -> TrainingCloud:
 
 async def _kubernetes(platform: Platform, settings: Settings, code: CodeStore) -> TrainingCloud:
     # Imported here, so that the local cloud neither loads nor waits for what it does not use.
-    from services.scheduler.cloud.kubernetes import KubernetesTrainings, Setting, TrainingOptions
     from services.scheduler.cloud.kubernetes.boards import Boards
     from services.scheduler.cloud.kubernetes.code import CodeDelivery
     from services.scheduler.cloud.kubernetes.code_server import CodeServer
     from services.scheduler.cloud.kubernetes.code_tokens import CodeTokens
+    from services.scheduler.cloud.kubernetes.driver import KubernetesTrainings
     from services.scheduler.cloud.kubernetes.furniture import Furniture
     from services.scheduler.cloud.kubernetes.logs import TaskLogs
+    from services.scheduler.cloud.kubernetes.manifests import Setting
     from services.scheduler.cloud.kubernetes.nodes import Nodes
+    from services.scheduler.cloud.kubernetes.options import TrainingOptions
     from services.scheduler.log_store import LogStore
     from shared.kube import Cluster, KubernetesSettings
     from shared.kube.projects import Projects

@@ -1,7 +1,5 @@
-"""Trainings as Jobs in the namespaces of their projects."""
+"""Trainings as Jobs in the namespaces of their projects.
 
-from services.scheduler.cloud.kubernetes.driver import KubernetesTrainings
-from services.scheduler.cloud.kubernetes.manifests import Setting
-from services.scheduler.cloud.kubernetes.options import TrainingOptions
-
-__all__ = ["KubernetesTrainings", "Setting", "TrainingOptions"]
+Nothing is imported here: every pod's init container runs :mod:`~services.scheduler.cloud.kubernetes.prepare`, and would
+wait for the whole driver.
+"""
