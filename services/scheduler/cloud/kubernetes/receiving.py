@@ -56,7 +56,7 @@ def receive(
     archive = scratch / "archive"
     with archive.open("w+b") as file:
         if (source / URL_KEY).is_file():
-            url = (source / URL_KEY).read_text(encoding="ascii").strip()
+            url = (source / URL_KEY).read_text(encoding="utf-8").strip()
             _download(url, file, say=say, patience=patience, pause=pause)
         else:
             _join(source, file)
