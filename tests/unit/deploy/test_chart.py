@@ -6,6 +6,9 @@ from typing import Any
 import pytest
 import yaml
 
+from services.scheduler.cloud.kubernetes.board_manifests import board_labels
+from services.scheduler.cloud.kubernetes.identity import AttemptKey, attempt_labels
+from shared.kube.manifest import marked
 from tests.support import kube
 from tests.support.chart import CHART, ROOT, Manifest, committed, of_kind, pod_templates, rendered, run_helm
 
@@ -32,6 +35,8 @@ VARIANTS = {
         "networkPolicies.gatewayFrom[0].namespaceSelector.matchLabels.name=ingress",
     ),
     "settings": ("env.ELEARN_POOL_SIZE=10", "services.api.env.ELEARN_JSON_LIMIT=1000", "nats.storageClass=fast"),
+    "code in Secrets": ("codePort=0",),
+    "some may be root": ("projects.only={search,ads}", "projects.mayBeRoot={search}"),
     "more rights": (
         "extraRules.registry[0].apiGroups={example.org}",
         "extraRules.registry[0].resources={things}",
@@ -95,7 +100,7 @@ def test_every_service_has_two_replicas_with_probes_and_a_budget(service: str) -
 def test_every_selector_finds_pods() -> None:
     templates = pod_templates(committed()).values()
     services = of_kind(committed(), "Service")
-    assert len(services) == 3
+    assert len(services) == 4
     for each in services:
         found = [template for template in templates if _selects(each["spec"]["selector"], template)]
         assert len(found) == 1, each["metadata"]["name"]
@@ -176,7 +181,7 @@ def test_external_servers_replace_the_bundled_ones() -> None:
     )
 
 
-_WITHOUT_NAMESPACE = {"nodes", "priorityclasses", "persistentvolumes", "storageclasses"}
+_WITHOUT_NAMESPACE = {"nodes", "persistentvolumes", "storageclasses"}
 
 
 def _beyond(manifests: tuple[Manifest, ...]) -> set[tuple[str, str]]:
@@ -204,10 +209,61 @@ def test_where_projects_are_named_there_are_no_rights_elsewhere_but_for_capacity
     assert {each["metadata"]["namespace"] for each in of_kind(manifests, "Role")} == places
     assert {each["metadata"]["name"] for each in of_kind(manifests, "Namespace")} == places
     elsewhere = {(resource, verb) for resource, verb in _beyond(manifests) if resource not in _WITHOUT_NAMESPACE}
-    assert elsewhere == {("pods", verb) for verb in ("get", "list", "watch")}
+    assert elsewhere == {("pods", verb) for verb in ("list", "watch")}
     environment = _environment(manifests, "elearn-scheduler")
     assert environment["ELEARN_KUBERNETES_CREATE_NAMESPACES"] == "false"
     assert environment.get("ELEARN_KUBERNETES_PROJECTS") == ("search,ads" if "only" in setting else None)
+
+
+def test_trainings_fetch_code_from_the_scheduler_and_nothing_else_of_it() -> None:
+    environment = _environment(committed(), "elearn-scheduler")
+    (service,) = [each for each in of_kind(committed(), "Service") if each["metadata"]["name"] == "elearn-scheduler"]
+    (port,) = service["spec"]["ports"]
+    assert environment["ELEARN_KUBERNETES_CODE_URL"] == f"http://elearn-scheduler.elearn.svc:{port['port']}"
+    assert environment["ELEARN_KUBERNETES_CODE_PORT"] == str(port["port"])
+    policies = {each["metadata"]["name"]: each["spec"] for each in of_kind(committed(), "NetworkPolicy")}
+    (rule,) = policies["elearn-scheduler"]["ingress"]
+    assert [each["port"] for each in rule["ports"]] == [port["port"]]
+    task: dict[str, Any] = marked({"metadata": {"labels": attempt_labels(AttemptKey("search", "ctr", 1))}}, "elearn")
+    ((source,), (board,)) = (rule["from"], policies["elearn-scheduler"]["egress"][0]["to"])
+    assert source["podSelector"]["matchLabels"].items() <= task["metadata"]["labels"].items()
+    shown: dict[str, Any] = marked({"metadata": {"labels": board_labels("search", "ctr")}}, "elearn")
+    assert board["podSelector"]["matchLabels"].items() <= shown["metadata"]["labels"].items()
+
+
+def test_code_goes_through_secrets_where_no_port_is_wanted() -> None:
+    manifests = rendered("codePort=0")
+    assert not [name for name in _environment(manifests, "elearn-scheduler") if "CODE" in name]
+    assert "elearn-scheduler" not in [each["metadata"]["name"] for each in of_kind(manifests, "Service")]
+    (policy,) = [each for each in of_kind(manifests, "NetworkPolicy") if each["metadata"]["name"] == "elearn-scheduler"]
+    assert policy["spec"]["ingress"] == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "enforced"),
+    [
+        (("projects.only={search,ads}",), {"elearn-search": "restricted", "elearn-ads": "restricted"}),
+        (
+            ("projects.only={search,ads}", "projects.mayBeRoot={search}"),
+            {"elearn-search": "baseline", "elearn-ads": "restricted"},
+        ),
+        (("projects.only={search}", "projects.mayBeRoot={*}"), {"elearn-search": "baseline"}),
+        (("projects.namespace=work", "projects.mayBeRoot={search}"), {"work": "baseline"}),
+        (
+            ("projects.only={search}", "projects.mayBeRoot={*}", "projects.podSecurity=privileged"),
+            {"elearn-search": "privileged"},
+        ),
+    ],
+)
+def test_who_may_be_root_may_be_it_in_the_namespace(settings: tuple[str, ...], enforced: dict[str, str]) -> None:
+    manifests = rendered(*settings)
+    found = {each["metadata"]["name"]: each["metadata"]["labels"] for each in of_kind(manifests, "Namespace")}
+    assert {
+        name: labels["pod-security.kubernetes.io/enforce"] for name, labels in found.items() if name in enforced
+    } == enforced
+    asked = [each.partition("=")[2].strip("{}") for each in settings if "mayBeRoot" in each]
+    given = [_environment(manifests, f"elearn-{each}").get("ELEARN_KUBERNETES_ROOT_PROJECTS") for each in SERVICES]
+    assert given == [asked[0] if asked else None] * len(SERVICES)
 
 
 def test_a_services_own_setting_goes_before_the_common_one() -> None:
@@ -227,6 +283,8 @@ def test_a_services_own_setting_goes_before_the_common_one() -> None:
         ("systemNamespace=elearn", "systemNamespace"),
         ("modelStore=somewhere", "modelStore"),
         ("imagePullPolicy=Sometimes", "imagePullPolicy"),
+        ("codePort=70000", "codePort"),
+        ("projects.mayBeRoot={Search}", "mayBeRoot"),
         ("env.lower=1", "lower"),
     ],
 )

@@ -23,6 +23,17 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{ and (contains "{project}" .Values.projects.namespace) (empty .Values.projects.only) | ternary "yes" "no" }}
 {{- end }}
 
+{{/* The pod security standard of a namespace that the chart makes: for [name, project or ""], as .place. */}}
+{{- define "elearn.podSecurityOf" -}}
+{{- $root := .Values.projects.mayBeRoot -}}
+{{- $project := last .place -}}
+{{- if and $root (eq .Values.projects.podSecurity "restricted") (or (empty $project) (has "*" $root) (has $project $root)) -}}
+baseline
+{{- else -}}
+{{ .Values.projects.podSecurity }}
+{{- end -}}
+{{- end }}
+
 {{/* The namespaces that the chart makes for projects, as a JSON list of [name, project or ""]. */}}
 {{- define "elearn.projectNamespaces" -}}
 {{- if not (contains "{project}" .Values.projects.namespace) -}}
@@ -90,6 +101,10 @@ capabilities: {drop: [ALL]}
 - name: ELEARN_KUBERNETES_PROJECTS
   value: {{ join "," . | quote }}
 {{- end }}
+{{- with .Values.projects.mayBeRoot }}
+- name: ELEARN_KUBERNETES_ROOT_PROJECTS
+  value: {{ join "," . | quote }}
+{{- end }}
 - name: ELEARN_KUBERNETES_IMAGE
   value: {{ .Values.jobImage | default .Values.image }}
 - name: ELEARN_KUBERNETES_IMAGE_PULL_POLICY
@@ -102,6 +117,26 @@ capabilities: {drop: [ALL]}
   value: "8471"
 - name: ELEARN_LOG_LEVEL
   value: {{ .Values.logLevel }}
+{{- if eq .service "scheduler" }}
+- name: ELEARN_KUBERNETES_BOARD_ACCESS
+  value: service
+{{- with .Values.boardImage }}
+- name: ELEARN_KUBERNETES_BOARD_IMAGE
+  value: {{ . }}
+{{- end }}
+{{- with .Values.trainingImage }}
+- name: ELEARN_KUBERNETES_TRAINING_IMAGE
+  value: {{ . }}
+{{- end }}
+{{- if .Values.codePort }}
+- name: ELEARN_KUBERNETES_CODE_HOST
+  value: 0.0.0.0
+- name: ELEARN_KUBERNETES_CODE_PORT
+  value: {{ .Values.codePort | quote }}
+- name: ELEARN_KUBERNETES_CODE_URL
+  value: http://{{ .Release.Name }}-scheduler.{{ .Release.Namespace }}.svc:{{ .Values.codePort }}
+{{- end }}
+{{- end }}
 {{- if eq .service "registry" }}
 - name: ELEARN_KUBERNETES_MODEL_STORE
   value: {{ .Values.modelStore | quote }}
