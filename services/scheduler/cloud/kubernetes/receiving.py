@@ -173,8 +173,10 @@ def _network(where: str) -> Iterator[None]:
         yield
     except ssl.SSLCertVerificationError as error:
         raise Forbidden(f"the certificate of {where} is not trusted: {error.verify_message}") from error
-    except (OSError, http.client.HTTPException) as error:
-        raise _AwayError(str(error) or type(error).__name__) from error
+    except OSError as error:
+        raise _AwayError(error.strerror or str(error) or type(error).__name__) from error
+    except http.client.HTTPException as error:
+        raise _AwayError(f"it does not speak HTTP: {error!r}") from error
 
 
 def _refusal(answer: http.client.HTTPResponse, where: str) -> Exception:
