@@ -14,6 +14,7 @@ from typing import Final, Literal
 import msgspec
 
 from services.scheduler.cloud.kubernetes.identity import CONTAINER
+from services.scheduler.cloud.kubernetes.preparation import AWAY
 from shared.kube.objects import ContainerStatus, Pod, Terminated, condition
 from shared.kube.states import is_over
 
@@ -114,6 +115,8 @@ def _unprepared(failed: Terminated, times: Ending) -> Ending:
     """What a task needs could not be brought about; a killed init container says nothing of that."""
     if failed.reason == "OOMKilled":
         return msgspec.structs.replace(times, end="unstartable", words="preparing it was killed for want of memory")
+    if failed.exit_code == AWAY:
+        return msgspec.structs.replace(times, words=shortened(failed.message) or "it could not be prepared")
     if failed.message and failed.reason not in _LOST_TRACK:
         return msgspec.structs.replace(times, end="unstartable", words=shortened(failed.message))
     if failed.reason in _LOST_TRACK or failed.exit_code in _SIGNALS:
