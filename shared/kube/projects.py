@@ -50,7 +50,10 @@ class Projects:
         if None not in places and name not in places:
             named = ", ".join(self._settings.kubernetes_projects)
             raise Forbidden(f"project {project} is none of those that elearn keeps to in this cluster: {named}")
-        if name in self._there or not self._settings.kubernetes_create_namespaces:
+        if name in self._there:
+            return name
+        if not self._settings.kubernetes_create_namespaces:
+            self._there.add(name)
             return name
         async with self._making:
             found = await self._cluster.get(NAMESPACES, name, Partial)
@@ -63,6 +66,10 @@ class Projects:
                     await self._make(name, project)
             self._there.add(name)
         return name
+
+    def knows(self, namespace: str) -> bool:
+        """Whether it was ensured, and nothing has said since that it is not there."""
+        return namespace in self._there
 
     def forget(self, namespace: str) -> None:
         """Something said that a namespace is not there (any more): look again the next time."""

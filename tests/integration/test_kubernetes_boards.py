@@ -249,12 +249,17 @@ async def test_a_namespace_is_furnished_once(bench: Bench) -> None:
     assert len(bench.server.requests) == before
 
 
-async def test_a_namespace_that_went_is_made_and_furnished_again(bench: Bench) -> None:
+@pytest.mark.parametrize("told", ["by a training", "by a board"])
+async def test_a_namespace_that_went_is_made_and_furnished_again(bench: Bench, told: str) -> None:
     for kind in (SERVICE_ACCOUNTS, NETWORK_POLICIES):
         for each in bench.server.store.all(kind, NAMESPACE):
             bench.server.store.finish(kind, each["metadata"]["name"], NAMESPACE)
     bench.server.store.finish(NAMESPACES, NAMESPACE, "")
-    bench.furniture.forget(NAMESPACE)
+    if told == "by a training":
+        bench.furniture.forget(NAMESPACE)
+    else:
+        with pytest.raises(Unavailable, match=NAMESPACE):
+            await bench.boards.open(BOARD)
     await bench.furniture.ensure("search")
     bench.server.store.need(SERVICE_ACCOUNTS, SERVICE_ACCOUNT, NAMESPACE)
     assert len(bench.server.store.all(NETWORK_POLICIES, NAMESPACE)) == 2

@@ -60,8 +60,8 @@ def policy_manifests(namespace: str, installation: str, *, control: str | None) 
         peer = {"namespaceSelector": {"matchLabels": {_NAMESPACE_NAME: control}}}
         to_boards = [{"from": [peer], "ports": _BOARD_PORTS}]
     return (
-        _policy(object_name(installation, "trainings"), namespace, tasks, [{"from": [_pods(tasks)]}]),
-        _policy(object_name(installation, "boards"), namespace, boards, to_boards),
+        _policy(object_name(installation, "elearn", "tasks"), namespace, tasks, [{"from": [_pods(tasks)]}]),
+        _policy(object_name(installation, "elearn", "boards"), namespace, boards, to_boards),
     )
 
 
@@ -119,6 +119,8 @@ class Furniture:
             Unavailable: tasks would have no ServiceAccount, and we may not make one.
             NamespaceMissing, Terminating: it is not there (any more): tell :meth:`forget`, and try again.
         """
+        if not self._projects.knows(self._projects.namespace(project)):
+            self._furnished.pop(self._projects.namespace(project), None)
         namespace = await self._projects.ensure(project)
         loop = asyncio.get_running_loop()
         if self._furnished.get(namespace, 0.0) > loop.time():
