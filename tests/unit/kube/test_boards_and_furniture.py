@@ -11,6 +11,7 @@ from services.scheduler.cloud.kubernetes.identity import AttemptKey, attempt_lab
 from services.scheduler.cloud.kubernetes.options import TrainingOptions
 from services.scheduler.cloud.port import BoardPlan
 from services.scheduler.model import MountPlan
+from services.scheduler.spec import find_output
 from shared.contracts.datastore import ClaimVolume, HostPathVolume, LocalVolume
 from shared.errors import Unsupported
 from shared.kube.manifest import marked
@@ -20,7 +21,9 @@ from tests.support.kube import assert_valid
 MOUNT = MountPlan(
     datastore="runs", path="out", read_only=False, folder="ctr-7", volume=ClaimVolume(claim_name="runs", sub_path="top")
 )
-BOARD = BoardPlan(project="search", name="ctr-7", mount=MOUNT, path="logs", path_prefix="/v1/p/search/t/ctr-7/board/")
+BOARD = BoardPlan(
+    project="search", name="ctr-7", mount=MOUNT, path="ctr-7/logs", path_prefix="/v1/p/search/t/ctr-7/board/"
+)
 NAMESPACE = "elearn-search"
 
 
@@ -95,7 +98,7 @@ def test_another_plan_is_another_pod_of_the_same_board(change: dict[str, Any], o
         ({"mount": replace(MOUNT, volume=LocalVolume(path="/x"))}, "no claim"),
         ({"mount": replace(MOUNT, volume=HostPathVolume(path="/x"))}, "no claim"),
         ({"mount": replace(MOUNT, volume=ClaimVolume(claim_name="a", namespace="b"))}, "lies in namespace b"),
-        ({"path": "../../other"}, "leaves datastore"),
+        ({"path": "../other"}, "leaves datastore"),
         ({"path": "/etc"}, "leaves datastore"),
     ],
 )
@@ -104,9 +107,17 @@ def test_what_can_not_be_shown(change: dict[str, Any], words: str) -> None:
         objects(replace(BOARD, **change))
 
 
+def test_the_path_is_the_one_in_the_volume() -> None:
+    mount = replace(MOUNT, path="out/x")
+    found = find_output((mount,), "out/x/logs")
+    assert found is not None
+    args = pod_of(objects(replace(BOARD, mount=found[0], path=found[1])))["containers"][0]["args"]
+    assert args[0] == "--logdir=/elearn/events/ctr-7/logs"
+
+
 def test_names_are_taken_as_they_are() -> None:
     args = pod_of(objects(replace(BOARD, path="$(HOME)/a b")))["containers"][0]["args"]
-    assert args[0] == "--logdir=/elearn/events/ctr-7/$$(HOME)/a b"
+    assert args[0] == "--logdir=/elearn/events/$$(HOME)/a b"
 
 
 # -- furniture -------------------------------------------------------------------------------------------------------

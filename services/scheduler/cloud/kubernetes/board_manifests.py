@@ -108,7 +108,7 @@ def events_folder(board: BoardPlan) -> str:
     Raises:
         Unsupported: that is outside of what is mounted.
     """
-    folder = posixpath.normpath(posixpath.join(_EVENTS, board.mount.folder, board.path))
+    folder = posixpath.normpath(posixpath.join(_EVENTS, board.path))
     if folder != _EVENTS and not folder.startswith(f"{_EVENTS}/"):
         raise Unsupported(f"{board.path!r} leaves datastore {board.mount.datastore!r}: TensorBoard can't show it")
     return folder
