@@ -35,7 +35,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
 class _Task:
     """One task: its pods in the order in which they were seen first, and what is remembered of it."""
 
-    __slots__ = ("gone", "group", "index", "last", "pods", "said", "said_of", "sure_at", "task")
+    __slots__ = ("gone", "group", "hindered", "index", "last", "pods", "said", "said_of", "sure_at", "task")
 
     def __init__(self, group: Group, index: int) -> None:
         self.group = group
@@ -46,6 +46,7 @@ class _Task:
         self.gone = 0
         self.said = ""
         self.said_of = ""
+        self.hindered: datetime | None = None
         self.sure_at: datetime | None = None
 
     @property
@@ -118,6 +119,7 @@ class Attempt:
                 others = task.pods
                 at = next((n for n, pod in enumerate(others) if pod.uid == seen.uid), len(others))
                 task.pods = (*others[:at], seen, *others[at + 1 :])
+                task.sure_at = None
                 self._ran.add(task.in_group)  # a Job that was never let go has no pods
                 self._dirty[key] = None
                 if self._let_go():
@@ -139,6 +141,7 @@ class Attempt:
                     task.pods = tuple(pod for pod in task.pods if pod.uid != uid)
                     task.last = gone
                     task.gone += gone.started_at is not None
+                    task.sure_at = None
                     self._dirty[key] = None
 
     def _take_roster(self, roster: Roster) -> None:
@@ -179,6 +182,7 @@ class Attempt:
         """All tasks of a group, or of all groups, may stand otherwise now."""
         for key, task in self._tasks.items():
             if group is None or task.in_group == group:
+                task.sure_at = None
                 self._dirty[key] = None
 
     # -- how it stands
@@ -199,6 +203,10 @@ class Attempt:
         said = self._said.get(group, "")
         if task.pods:
             said = task.said if task.pods[-1].uid == task.said_of else ""
+        if not (task.pods and task.pods[-1].trouble):
+            task.hindered = None
+        elif task.hindered is None:
+            task.hindered = now
         place = Place(
             key=self.key,
             group=task.group,
@@ -213,6 +221,7 @@ class Attempt:
             last=task.last,
             gone=task.gone,
             said=said,
+            hindered=task.hindered,
             sure_at=task.sure_at,
         )
         look = observe(place, task.pods, now, options)
@@ -240,8 +249,8 @@ class Attempt:
                 self._deleted.add(group)
             if set(task.pods) == living.get(key, set()) and self._jobs.get(group) == found.get(group):
                 task.sure_at = at
+            self._dirty[key] = None
         self._not_before = again_at
-        self._touch()
 
     def put_off(self, until: datetime) -> None:
         """It could not be looked up: not before then again."""
@@ -270,7 +279,7 @@ class Attempt:
         """What the cluster says."""
         if question.resource == JOBS:
             self._said[question.about] = words
-            self._touch(question.about)
+            self._dirty |= {key: None for key, task in self._tasks.items() if task.in_group == question.about}
         elif (task := self._tasks.get(question.about)) is not None:
             # An earlier lack of room is no news of a pod that has its node.
             task.said = words if words.startswith("Failed") and not words.startswith("FailedScheduling") else ""

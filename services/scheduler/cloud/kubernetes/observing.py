@@ -30,6 +30,8 @@ from shared.contracts.training import Task, TaskState
 FINAL: Final = frozenset({"succeeded", "failed", "stopped", "lost"})
 _OVERDUE: Final = timedelta(seconds=60)
 """A pod that is still there so long after its processes should have been ended is on a node that does not answer."""
+_TRIES: Final = 60.0
+"""Seconds within which a node tries more than once."""
 _VOLUME: Final = ("FailedMount", "FailedAttachVolume")
 
 
@@ -45,6 +47,7 @@ class Place(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         last: the newest of its pods that are gone.
         gone: how many pods of it had started and are gone.
         said: what the cluster says of the pod that waits, or of the Job that has none.
+        hindered: since when the pod has been seen in trouble.
         sure_at: when it was last looked at anew.
     """
 
@@ -61,6 +64,7 @@ class Place(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     last: PodSeen | None = None
     gone: int = 0
     said: str = ""
+    hindered: datetime | None = None
     sure_at: datetime | None = None
 
     @property
@@ -85,9 +89,9 @@ class Place(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         started = self.before is not None and self.before.started_at is not None
         return started or (self.last is not None and self.last.started_at is not None)
 
-    def over(self, since: datetime | None, seconds: float) -> bool:
-        """Whether so many seconds have passed, for sure."""
-        return since is not None and self.sure_at is not None and since + timedelta(seconds=seconds) <= self.sure_at
+    def over(self, deadline: datetime | None) -> bool:
+        """Whether that moment has passed, for sure."""
+        return deadline is not None and self.sure_at is not None and deadline <= self.sure_at
 
 
 class Look(NamedTuple):
@@ -112,9 +116,9 @@ def observe(place: Place, pods: Sequence[PodSeen], now: datetime, options: Train
         return _absent(place, task, now, options)
     if pod.stage == "ended":
         return Look(_ended(place, pod, task, now))
-    if pod.going_at is not None and not place.stopping and place.over(pod.going_at, _OVERDUE.total_seconds()):
-        return Look(_over(task, "lost", f"{pod.words or 'its pod was deleted'}; its node does not answer", now))
     going = pod.going_at + _OVERDUE if pod.going_at is not None and not place.stopping else None
+    if place.over(going):
+        return Look(_over(task, "lost", f"{pod.words or 'its pod was deleted'}; its node does not answer", now))
     if pod.stage == "running":
         return Look(msgspec.structs.replace(task, state="running", started_at=pod.started_at), going)
     look = _waiting(place, pod, pods, task, now, options)
@@ -180,18 +184,17 @@ def _absent(place: Place, task: Task, now: datetime, options: TrainingOptions) -
     if not place.said:
         return Look(task)
     reason = shortened(f"its pod can't be made: {place.said}")
-    if place.over(job.started_at, options.kubernetes_schedule_seconds):
+    deadline = _after(job.started_at, options.kubernetes_schedule_seconds)
+    if place.over(deadline):
         return Look(_over(task, "lost", _for(reason, job.started_at, now), now))
-    return Look(
-        msgspec.structs.replace(task, reason=reason), _after(job.started_at, options.kubernetes_schedule_seconds)
-    )
+    return Look(msgspec.structs.replace(task, reason=reason), deadline)
 
 
 def _waiting(
     place: Place, pod: PodSeen, pods: Sequence[PodSeen], task: Task, now: datetime, options: TrainingOptions
 ) -> Look:
     """Its pod is there, and its container does not run yet."""
-    reason, since, limit = _hindrance(place, pod, options)
+    reason, since, deadline = _hindrance(place, pod, options)
     if not reason:
         before = next((each for each in reversed(pods) if each is not pod and each.stage == "ended"), place.last)
         if pod.stage == "preparing":
@@ -199,24 +202,28 @@ def _waiting(
         elif before is not None and place.restarts:
             reason = f"{_end_words(before)}; starting it again"
         return Look(msgspec.structs.replace(task, state="starting", reason=reason))
-    if limit is None or place.stopping:
-        return Look(msgspec.structs.replace(task, state="starting", reason=reason))
-    if place.over(since, limit):
+    if place.stopping:
+        deadline = None
+    if place.over(deadline):
         # What had run once is hindered by the cluster, not by what it is.
         own = pod.trouble in ("image", "start") and not place.ran
         return Look(_over(task, "failed" if own else "lost", _for(reason, since, now), now))
-    return Look(msgspec.structs.replace(task, state="starting", reason=reason), _after(since, limit))
+    return Look(msgspec.structs.replace(task, state="starting", reason=reason), deadline)
 
 
-def _hindrance(place: Place, pod: PodSeen, options: TrainingOptions) -> tuple[str, datetime | None, float | None]:
-    """What is in the way in words, since when, and for how many seconds that is borne."""
+def _hindrance(place: Place, pod: PodSeen, options: TrainingOptions) -> tuple[str, datetime | None, datetime | None]:
+    """What is in the way in words, since when, and until when that is borne."""
+    start, schedule = options.kubernetes_start_seconds, options.kubernetes_schedule_seconds
     if pod.trouble in ("image", "start"):
-        return pod.words, pod.placed_at or pod.created_at, options.kubernetes_start_seconds
-    if not pod.node and pod.created_at is not None:
-        return pod.words, pod.created_at, options.kubernetes_schedule_seconds if pod.words else None
+        since = pod.placed_at or pod.created_at
+        # Where an image takes long, a single failed try ends nothing.
+        deadlines = (_after(since, start), _after(place.hindered, min(start, _TRIES)))
+        return pod.words, since, max((each for each in deadlines if each is not None), default=None)
+    if not pod.node:
+        return pod.words, pod.created_at, _after(pod.created_at, schedule)
     if place.said.startswith(_VOLUME):
         reason = shortened(f"its volumes can't be mounted: {place.said}")
-        return reason, pod.placed_at, options.kubernetes_schedule_seconds
+        return reason, pod.placed_at, _after(pod.placed_at, schedule)
     return place.said, pod.placed_at, None
 
 
