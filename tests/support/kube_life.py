@@ -28,6 +28,7 @@ from shared.kube.resources import (
 from tests.support.kube_store import Document, KubeStore
 
 INDEX = "batch.kubernetes.io/job-completion-index"
+FAILURES = "batch.kubernetes.io/job-index-failure-count"
 JOB_NAME = "batch.kubernetes.io/job-name"
 
 
@@ -50,6 +51,8 @@ class ClusterLife:
         self._news: deque[tuple[Resource, Document | None, Document | None]] = deque()
         self._working = False
         self._of_job: dict[tuple[str, str], set[str]] = {}
+        self._deleted: dict[str, dict[str, int]] = {}
+        self._unplaced: dict[tuple[str, str], None] = {}
         store.on_write.append(self._written)
 
     # -- the cluster --------------------------------------------------------------------------------------------------
@@ -249,6 +252,8 @@ class ClusterLife:
         elif resource == PODS:
             if after is not None and before is None and self.scheduling:
                 self._schedule(after)
+            elif self._unplaced and (after is None or after["status"]["phase"] in ("Succeeded", "Failed")):
+                self._place_the_rest()
             self._follow_pod(before, after)
         elif resource == PERSISTENT_VOLUME_CLAIMS and before is None and after is not None and self.binding:
             self.bind(after["metadata"]["name"], namespace=after["metadata"]["namespace"])
@@ -268,9 +273,7 @@ class ClusterLife:
         name, namespace = metadata["name"], metadata["namespace"]
         pods = self.pods(name, namespace=namespace)
         if spec.get("suspend"):
-            for pod in pods:
-                if pod["status"]["phase"] in ("Pending", "Running"):
-                    self.store.finish(PODS, pod["metadata"]["name"], namespace)
+            self._end_pods(pods)
             return
         if not job.get("status", {}).get("startTime"):
             self.store.change(JOBS, name, namespace, status={"startTime": self._now()})
@@ -280,7 +283,14 @@ class ClusterLife:
             if str(index) not in have:
                 self._make_pod(job, index)
 
-    def _make_pod(self, job: Document, index: int) -> None:
+    def _end_pods(self, pods: list[Document]) -> None:
+        """As the Job controller deletes them: with their grace, where the store knows of any."""
+        for pod in pods:
+            about = pod["metadata"]
+            if pod["status"]["phase"] in ("Pending", "Running") and "deletionTimestamp" not in about:
+                self.store.delete(PODS, about["namespace"], about["name"])
+
+    def _make_pod(self, job: Document, index: int, *, failures: int = 0) -> None:
         metadata, spec = job["metadata"], job["spec"]
         template = spec["template"]
         name = metadata["name"]
@@ -291,6 +301,8 @@ class ClusterLife:
         annotations = dict(about.get("annotations", {}))
         if indexed:
             labels[INDEX] = annotations[INDEX] = str(index)
+            if "backoffLimitPerIndex" in spec:
+                annotations[FAILURES] = str(failures)
             pod_spec["hostname"] = f"{name}-{index}"
         owner = {
             "apiVersion": "batch/v1",
@@ -322,8 +334,15 @@ class ClusterLife:
         job = self.store.find(JOBS, name, namespace) if name else None
         if job is None or self._over(job) or job["metadata"].get("deletionTimestamp"):
             return
-        if after is None and pod["status"]["phase"] in ("Pending", "Running"):
-            self._follow_job(job)  # a stranger deleted it: made anew
+        if after is None and pod["status"]["phase"] in ("Pending", "Running") and not job["spec"].get("suspend"):
+            if "podFailurePolicy" not in job["spec"]:
+                # Counted as a failure, unless the Job replaces only pods that have failed.
+                counted = self._deleted.setdefault(job["metadata"]["uid"], {})
+                index = pod["metadata"]["labels"].get(INDEX, "0")
+                counted[index] = counted.get(index, 0) + 1
+                self._count(job)
+                return
+            self._follow_job(job)  # made anew
             return
         self._count(job)
 
@@ -332,7 +351,7 @@ class ClusterLife:
         name, namespace = job["metadata"]["name"], job["metadata"]["namespace"]
         pods = self.pods(name, namespace=namespace)
         done = {pod["metadata"]["labels"].get(INDEX, "0") for pod in pods if pod["status"]["phase"] == "Succeeded"}
-        failed: dict[str, int] = {}
+        failed = dict(self._deleted.get(job["metadata"]["uid"], {}))
         for pod in pods:
             if pod["status"]["phase"] != "Failed":
                 continue
@@ -351,7 +370,7 @@ class ClusterLife:
         for index in set(failed) - lost - done:
             live = [pod for pod in pods if pod["metadata"]["labels"].get(INDEX, "0") == index]
             if all(pod["status"]["phase"] == "Failed" for pod in live):
-                self._make_pod(job, int(index))
+                self._make_pod(job, int(index), failures=failed[index])
                 return
         active = sum(pod["status"]["phase"] in ("Pending", "Running") for pod in pods)
         ready = sum(pod["status"]["phase"] == "Running" for pod in pods)
@@ -391,9 +410,7 @@ class ClusterLife:
         name, namespace = job["metadata"]["name"], job["metadata"]["namespace"]
         condition = {"type": "Failed", "status": "True", "reason": reason, "message": message}
         self.store.change(JOBS, name, namespace, status={"active": 0, "conditions": [condition]})
-        for pod in self.pods(name, namespace=namespace):
-            if pod["status"]["phase"] in ("Pending", "Running"):
-                self.store.finish(PODS, pod["metadata"]["name"], namespace)
+        self._end_pods(self.pods(name, namespace=namespace))
 
     @staticmethod
     def _over(job: Document) -> bool:
@@ -420,11 +437,22 @@ class ClusterLife:
                     for resource, size in _requests(other).items():
                         free[resource] = free.get(resource, quantity(0)) - size
             if all(free.get(resource, quantity(0)) >= size for resource, size in wanted.items()):
+                self._unplaced.pop((namespace, name), None)
                 self.store.change(PODS, name, namespace, spec={"nodeName": node["metadata"]["name"]})
                 return
+        self._unplaced[namespace, name] = None
         words = f"0/{len(nodes)} nodes are available: {len(nodes)} Insufficient resources."
         condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": words}
         self.store.change(PODS, name, namespace, status={"conditions": [condition]})
+
+    def _place_the_rest(self) -> None:
+        """There is room again."""
+        for namespace, name in tuple(self._unplaced):
+            pod = self.store.find(PODS, name, namespace)
+            if pod is None or pod["status"]["phase"] != "Pending" or pod["spec"].get("nodeName"):
+                del self._unplaced[namespace, name]
+            else:
+                self._schedule(pod)
 
     def _deploy(self, deployment: Document, ready: int | None) -> None:
         metadata, spec = deployment["metadata"], deployment["spec"]
