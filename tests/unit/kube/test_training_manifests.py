@@ -18,6 +18,7 @@ from services.scheduler.cloud.kubernetes.identity import (
 from services.scheduler.cloud.kubernetes.manifests import Attempt, Setting, job_manifest, service_manifest
 from services.scheduler.cloud.kubernetes.mounts import pod_mounts
 from services.scheduler.cloud.kubernetes.options import TrainingOptions
+from services.scheduler.cloud.kubernetes.peers import wait_for
 from services.scheduler.cloud.kubernetes.preparation import Preparation
 from services.scheduler.cloud.port import Launch
 from services.scheduler.errors import CannotLaunch
@@ -106,6 +107,36 @@ def test_every_task_is_told_who_the_others_are() -> None:
         assert {name: len(hosts) for name, hosts in config["cluster"].items()} == {"chief": 1, "worker": 2, "ps": 1}
         assert command[2:] == [f"--job={role}", f"--index={index}", f"--ps={config['cluster']['ps'][0]}"]
         assert (env["ELEARN_ROLE"], env["ELEARN_INDEX"], env["ELEARN_ATTEMPT"]) == (role, str(index), "2")
+
+
+def test_tasks_start_when_the_names_of_their_peers_are_known() -> None:
+    (container,) = pod_of(jobs_of(attempt(roles=cluster(workers=2, ps=1)))["ps"])["initContainers"]
+    told = decode_json(Preparation, container["env"][0]["value"].encode())
+    assert [host.split(".")[0].split("-", 5)[-1] for host in told.peers] == ["chief-0", "ps-0", "worker-0", "worker-1"]
+    many = pod_of(jobs_of(attempt(roles=cluster(workers=500, ps=1)))["worker"])["initContainers"][0]
+    assert len(decode_json(Preparation, many["env"][0]["value"].encode()).peers) == 64
+    assert "initContainers" not in pod_of(jobs_of(attempt())["chief"])
+
+
+@pytest.mark.parametrize(
+    ("known_at", "patience", "left", "slept"),
+    [({"a": 0, "b": 0}, 5, [], 0), ({"a": 0, "b": 2}, 5, [], 2), ({"a": 9, "b": 1}, 5, ["a"], 5)],
+)
+def test_names_are_waited_for_so_long(known_at: dict[str, float], patience: float, left: list[str], slept: int) -> None:
+    at = [0.0]
+
+    def sleep(seconds: float) -> None:
+        at[0] += seconds
+
+    found = wait_for(
+        ["a", "b"],
+        patience=patience,
+        look=lambda host: known_at[host] <= at[0],
+        clock=lambda: at[0],
+        sleep=sleep,
+    )
+    assert found == left
+    assert slept <= at[0] <= slept + 1
 
 
 def test_a_single_task_is_told_of_no_cluster() -> None:

@@ -46,6 +46,8 @@ _HOME: Final = "/home/elearn"
 _LATE_INDEX: Final = "$(ELEARN_INDEX)"
 _DEADLINE_SLACK: Final = 60
 """Seconds after the deadline at which the cluster itself ends tasks, should the scheduler be away by then."""
+_FIRST_ROLES: Final[tuple[RoleName, ...]] = ("chief", "ps", "worker")
+_MOST_PEERS: Final = 64
 _GPU: Final = "nvidia.com/gpu"
 _GPU_TAINT: Final[Document] = {"key": _GPU, "operator": "Exists", "effect": "NoSchedule"}
 _DISRUPTED: Final[Document] = {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
@@ -90,7 +92,8 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def prepared(self) -> bool:
         """There is something to do before the task starts."""
-        return bool(self.code_secrets or self.mounts.folders or self.mounts.points)
+        alone = sum(group.count for group in self.groups) == 1
+        return bool(self.code_secrets or self.mounts.folders or self.mounts.points) or not alone
 
 
 def service_manifest(key: AttemptKey, groups: tuple[Group, ...], namespace: str, setting: Setting) -> Document:
@@ -178,7 +181,7 @@ def _pod(attempt: Attempt, group: Group, framework: Framework, setting: Setting)
         "volumes": _volumes(attempt, group),
     }
     if attempt.prepared:
-        pod["initContainers"] = [_preparing(attempt, projects)]
+        pod["initContainers"] = [_preparing(attempt, setting)]
     if projects.kubernetes_image_pull_secrets:
         pod["imagePullSecrets"] = [{"name": name} for name in projects.kubernetes_image_pull_secrets]
     if options.kubernetes_priority_class:
@@ -222,9 +225,14 @@ def _task(attempt: Attempt, group: Group, framework: Framework, setting: Setting
     return {**task, "workingDir": WORKSPACE} if attempt.in_workspace else task
 
 
-def _preparing(attempt: Attempt, projects: ProjectSettings) -> Document:
-    mounted = attempt.mounts
-    told = Preparation(code=attempt.launch.spec.code or "", folders=mounted.folders, points=mounted.points)
+def _preparing(attempt: Attempt, setting: Setting) -> Document:
+    mounted, projects = attempt.mounts, setting.projects
+    told = Preparation(
+        code=attempt.launch.spec.code or "",
+        folders=mounted.folders,
+        points=mounted.points,
+        peers=_peers(attempt, setting),
+    )
     mounts: list[Document] = [*attempt.mounts.preparing, {"name": "preparing", "mountPath": "/tmp"}]  # noqa: S108
     if attempt.code_secrets:
         mounts.append({"name": "code", "mountPath": CODE, "readOnly": True})
@@ -241,6 +249,13 @@ def _preparing(attempt: Attempt, projects: ProjectSettings) -> Document:
         "securityContext": {**container_security(), "runAsNonRoot": True, "runAsUser": run_as, "runAsGroup": run_as},
         "volumeMounts": mounts,
     }
+
+
+def _peers(attempt: Attempt, setting: Setting) -> tuple[str, ...]:
+    """Names to be known before a task starts; of very many, those that all others depend on."""
+    addresses = addresses_of(attempt.key, attempt.groups, attempt.namespace, setting.installation)
+    hosts = [address.rpartition(":")[0] for role in _FIRST_ROLES for address in addresses.get(role, ())]
+    return tuple(hosts[:_MOST_PEERS]) if len(hosts) > 1 else ()
 
 
 def _volumes(attempt: Attempt, group: Group) -> list[Document]:

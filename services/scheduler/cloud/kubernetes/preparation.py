@@ -45,8 +45,10 @@ class Preparation(msgspec.Struct, frozen=True, kw_only=True):
         code: digest (``sha256:…``) of the archive that becomes the working directory; "" for none.
         points: paths below the working directory where something is about to be mounted. The container runtime
             makes what is missing of them too, but as root, so that a task could write nothing beside its mounts.
+        peers: names that the task will look up; see :mod:`services.scheduler.cloud.kubernetes.peers`.
     """
 
     code: str = ""
     folders: tuple[Folder, ...] = ()
     points: tuple[str, ...] = ()
+    peers: tuple[str, ...] = ()

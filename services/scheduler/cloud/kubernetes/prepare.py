@@ -18,6 +18,7 @@ from typing import Final, NoReturn
 
 import msgspec
 
+from services.scheduler.cloud.kubernetes import peers
 from services.scheduler.cloud.kubernetes.preparation import (
     AWAY,
     CODE,
@@ -64,6 +65,8 @@ def prepare(asked: Preparation, places: Places) -> None:
             unpack_into(archive, places.workspace)
     for point in asked.points:
         make_point(places.workspace, point)
+    if unknown := peers.wait_for(asked.peers):
+        _say(f"the cluster's DNS does not know {', '.join(unknown[:3])} yet: starting all the same")
 
 
 def find_or_make(folder: Folder) -> None:
