@@ -7,6 +7,7 @@ import pytest
 from services.scheduler.cloud.kubernetes.attempts import tasks_of
 from services.scheduler.cloud.kubernetes.endings import ending_of
 from services.scheduler.cloud.kubernetes.identity import Group
+from services.scheduler.cloud.kubernetes.preparation import AWAY
 from services.scheduler.cloud.kubernetes.seen import indexes
 from shared.contracts.training import Task
 from shared.kube.objects import Job, Pod
@@ -81,6 +82,7 @@ from tests.support.kube_attempts import (
         ),
         (ended(128, reason="StartError", message="no cgroup"), None, "disrupted", None, None, "could not start it"),
         (prepared(1, message="code sha256:1 is not what was asked for"), None, "unstartable", None, None, "code sha"),
+        (prepared(AWAY, message="the code server is away"), None, "disrupted", None, None, "code server is away"),
         (prepared(2), None, "unstartable", None, None, "exit code 2"),
         (prepared(75, message="code can't be fetched"), None, "disrupted", None, None, "can't be fetched"),
         (prepared(137, reason="OOMKilled"), None, "unstartable", None, None, "want of memory"),

@@ -3,7 +3,7 @@
 succeeded    exit code 0, and nobody had told it to end
 failed       its program ended otherwise, or used more than it may
 unstartable  there is no such program, or what had to be prepared for it can't be
-disrupted    the cluster took the pod away, or lost it: not the user's failure
+disrupted    the cluster took the pod away, or lost it, or what it needs was away: not the user's failure
 deleted      somebody deleted the pod while it ran: what its program ended with says nothing
 """
 
@@ -115,6 +115,8 @@ def _unprepared(failed: Terminated, times: Ending) -> Ending:
     """What a task needs could not be brought about; a killed init container says nothing of that."""
     if failed.reason == "OOMKilled":
         return msgspec.structs.replace(times, end="unstartable", words="preparing it was killed for want of memory")
+    if failed.exit_code == AWAY:
+        return msgspec.structs.replace(times, words=shortened(failed.message or "what it needs is away"))
     if failed.exit_code == AWAY:
         return msgspec.structs.replace(times, words=shortened(failed.message) or "it could not be prepared")
     if failed.message and failed.reason not in _LOST_TRACK:
