@@ -117,8 +117,6 @@ def _unprepared(failed: Terminated, times: Ending) -> Ending:
         return msgspec.structs.replace(times, end="unstartable", words="preparing it was killed for want of memory")
     if failed.exit_code == AWAY:
         return msgspec.structs.replace(times, words=shortened(failed.message or "what it needs is away"))
-    if failed.exit_code == AWAY:
-        return msgspec.structs.replace(times, words=shortened(failed.message) or "it could not be prepared")
     if failed.message and failed.reason not in _LOST_TRACK:
         return msgspec.structs.replace(times, end="unstartable", words=shortened(failed.message))
     if failed.reason in _LOST_TRACK or failed.exit_code in _SIGNALS:
