@@ -151,7 +151,7 @@ class Connection:
         for again in (True, False):
             access, generation = self.access, self._generation
             grant = await access.credential.grant()
-            headers = self._headers(access, grant)
+            headers = {**self._headers(access, grant), "Accept": "*/*"}  # a real server answers JSON's with 406
             session = await self._session_with(access, grant)
             try:
                 async with asyncio.timeout(self._timeout):

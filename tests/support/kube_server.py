@@ -424,6 +424,8 @@ class KubeServer:
         where = namespace or None
         if method == "GET":
             self._allow("get", resource, where, subresource)
+            if subresource in ("portforward", "exec") and request.headers.get("Accept") != "*/*":
+                raise ApiError(406, "NotAcceptable", "only the following media types are accepted: */*")
             if subresource == "portforward":
                 return await self._forward(request, (namespace, name, int(query["ports"])))
             if subresource == "exec":
