@@ -112,10 +112,13 @@ async def forwarded(
     """
     connections: set[asyncio.Task[None]] = set()
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - this runs in a task
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # A task of our own: Python 3.11 takes the cancellation of one of its for an error.
+        task = asyncio.create_task(serve(reader, writer), name=f"forwarded connection to port {port}")
         connections.add(task)
+        task.add_done_callback(connections.discard)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         name = pod if isinstance(pod, str) else "?"
         try:
             if not isinstance(pod, str):
@@ -130,9 +133,8 @@ async def forwarded(
             writer.close()
             with suppress(ConnectionError):
                 await writer.wait_closed()
-            connections.discard(task)
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
     try:
         host, local, *_ = server.sockets[0].getsockname()
         yield host, local

@@ -144,6 +144,25 @@ async def test_a_board_that_another_replica_closes_is_let_go_here_too(bench: Ben
     assert await get(again) == "hello"
 
 
+async def test_whoever_waits_for_a_pod_is_let_go_when_the_board_is_closed(bench: Bench) -> None:
+    url = await bench.boards.open(BOARD)
+    (pod,) = bench.pods
+    bench.server.store.change(
+        PODS, pod["metadata"]["name"], NAMESPACE, status={"conditions": [{"type": "Ready", "status": "False"}]}
+    )
+    errors: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(str(context)))
+    await bench.server.settled()
+    host, port = url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(b"GET / HTTP/1.1\r\n\r\n")
+    await bench.boards.close("search", "ctr-7")
+    assert await reader.read() == b""
+    writer.close()
+    await writer.wait_closed()
+    assert errors == []
+
+
 async def test_another_folder_is_shown_by_another_pod(bench: Bench) -> None:
     await bench.boards.open(BOARD)
     (before,) = bench.pods
@@ -198,6 +217,7 @@ def _status(state: Document, **more: object) -> Document:
 
 WAITING = {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off"}}
 BROKEN = {"exitCode": 1, "message": "ValueError: no such flag"}
+NO_PYTHON = {"exitCode": 128, "message": 'runc create failed: exec: "python3": executable file not found in $PATH'}
 EMPTY = {"exitCode": 1, "message": "/usr/bin/python3: No module named tensorboard"}
 
 
@@ -211,6 +231,7 @@ EMPTY = {"exitCode": 1, "message": "/usr/bin/python3: No module named tensorboar
         (_status({"terminated": BROKEN}), Unavailable, "it ended: exit code 1 .ValueError: no such flag"),
         (_status(WAITING, lastState={"terminated": EMPTY}), Unsupported, "ELEARN_KUBERNETES_BOARD_IMAGE"),
         (_status({"terminated": EMPTY}), Unsupported, "holds no TensorBoard"),
+        (_status({"terminated": NO_PYTHON}), Unsupported, "holds no TensorBoard"),
         (
             {"conditions": [{"type": "PodScheduled", "status": "False", "message": "unbound claims"}]},
             Unavailable,

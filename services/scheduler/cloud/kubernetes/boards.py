@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -35,7 +36,7 @@ Connect = Callable[[str, int], Awaitable[None]]
 
 _UP_SECONDS: Final = 8.0  # a request waits this long; TensorBoard goes on starting when it is over
 _LOOK_EVERY: Final = 0.2
-_NO_TENSORBOARD: Final = "No module named"
+_NO_TENSORBOARD: Final = re.compile(r"No module named '?tensorboard|exec: \"python3\": executable file not found")
 
 
 async def connect(host: str, port: int) -> None:
@@ -152,7 +153,7 @@ class Boards:
     def _refuse_empty(self, pods: Mirror[Pod]) -> None:
         for pod in pods:
             ended = _ended(pod)
-            if ended is not None and _NO_TENSORBOARD in ended.message and "tensorboard" in ended.message:
+            if ended is not None and _NO_TENSORBOARD.search(ended.message):
                 image = image_of(self._options, self._settings)
                 raise Unsupported(
                     f"image {image} holds no TensorBoard: name one that does as ELEARN_KUBERNETES_BOARD_IMAGE"
