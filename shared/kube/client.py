@@ -29,7 +29,6 @@ _log = structlog.get_logger(__name__)
 S = TypeVar("S", bound=HasMetadata)
 T = TypeVar("T")
 
-OLDEST: Final = (1, 28)
 PAGE: Final = 500
 _FIRST_PAUSE: Final = 0.2
 _LONGEST_PAUSE: Final = 5.0
@@ -423,26 +422,6 @@ class Cluster:
                 return False  # that one is gone; another has its name
             raise
         return True
-
-    async def delete_all(
-        self,
-        resource: Resource,
-        labels: Selector,
-        *,
-        namespace: str | None = None,
-        propagation: Propagation = "Background",
-        grace: int | None = None,
-    ) -> None:
-        """Delete every object of ours that carries these labels; none is success."""
-        where = self._where(resource, namespace)
-        asked = self._asked("deletecollection", resource, where, None)
-        await self.send(
-            "DELETE",
-            resource.path(where),
-            asked,
-            query=self.narrowed(labels, None, ours=True),
-            body=msgspec.json.encode(delete_options(propagation, grace)),
-        )
 
     # -- what both need ------------------------------------------------------------------------------------------------
 

@@ -247,6 +247,7 @@ def _preparing(attempt: Attempt, setting: Setting) -> Document:
         "env": [{"name": VARIABLE, "value": _escaped(msgspec.json.encode(told).decode())}],
         "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": "512Mi"}},
         "securityContext": {**container_security(), "runAsNonRoot": True, "runAsUser": run_as, "runAsGroup": run_as},
+        "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": mounts,
     }
 
