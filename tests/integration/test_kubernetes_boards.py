@@ -226,6 +226,7 @@ EMPTY = {"exitCode": 1, "message": "/usr/bin/python3: No module named tensorboar
     ("status", "error", "words"),
     [
         ({}, Unavailable, "it is starting"),
+        (_status({"running": {}}), Unavailable, "it is starting"),
         (_status({"waiting": {"reason": "ErrImagePull", "message": "not found"}}), Unavailable, "can't be pulled"),
         (_status(WAITING, lastState={"terminated": BROKEN}), Unavailable, "no such flag"),
         (_status({"terminated": BROKEN}), Unavailable, "it ended: exit code 1 .ValueError: no such flag"),
@@ -247,7 +248,10 @@ async def test_what_a_board_waits_for_is_said(
     async with asyncio.timeout(5):
         while not bench.pods:
             await asyncio.sleep(0)
-    bench.server.store.change(PODS, bench.pods[0]["metadata"]["name"], NAMESPACE, status=status)
+    name = bench.pods[0]["metadata"]["name"]
+    bench.server.store.change(PODS, name, NAMESPACE, status=status)
+    if "containerStatuses" in status:
+        bench.life.event(PODS, name, "Unhealthy", "Readiness probe failed", namespace=NAMESPACE)
     with pytest.raises(error, match=words):
         await opening
 

@@ -168,6 +168,8 @@ class Boards:
                 return f"its pod can't be made: {failure.message}"
             return "its pod is not there yet"
         (pod, *_) = living
+        if any(each.state.running is not None for each in pod.status.container_statuses):
+            return "it is starting"
         ended = _ended(pod)
         return (
             trouble(pod)
