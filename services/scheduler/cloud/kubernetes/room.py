@@ -140,6 +140,8 @@ def node_states(nodes: Iterable[NodeSeen], pods: Iterable[PodHeld]) -> tuple[Nod
     """
     held: dict[str, dict[str, Amount]] = {}
     for pod in pods:
+        if pod.amount == Amount():
+            continue
         by_holder = held.setdefault(pod.node, {})
         by_holder[pod.holder] = by_holder.get(pod.holder, Amount()) + pod.amount
     states = []
@@ -149,7 +151,7 @@ def node_states(nodes: Iterable[NodeSeen], pods: Iterable[PodHeld]) -> tuple[Nod
         if node.usable:
             others = {holder: each.demand for holder, each in sorted(by_holder.items()) if holder}
             total = node.total.demand
-        elif own != Amount():
+        elif "" in by_holder:
             others, total = {}, own.demand
         else:
             continue
