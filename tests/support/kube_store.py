@@ -4,7 +4,7 @@ import copy
 import json
 import re
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -239,7 +239,10 @@ class KubeStore:
             marked = self._mark(resource, live, grace=0, finalizer="foregroundDeletion")
             self.collect_garbage(live["metadata"]["uid"])
             return marked
-        lingers = resource == PODS and self.graceful and live.get("spec", {}).get("nodeName") and grace != 0
+        over = live.get("status", {}).get("phase") in ("Succeeded", "Failed")
+        lingers = (
+            resource == PODS and self.graceful and live.get("spec", {}).get("nodeName") and grace != 0 and not over
+        )
         if lingers or live["metadata"].get("finalizers"):
             return self._mark(resource, live, grace=grace)
         self._end(resource, live)
@@ -438,7 +441,7 @@ class KubeStore:
     def _mark(self, resource: Resource, live: Document, *, grace: int, finalizer: str = "") -> Document:
         if live["metadata"].get("deletionTimestamp"):
             return live
-        metadata = {**live["metadata"], "deletionTimestamp": self._stamp(), "deletionGracePeriodSeconds": grace}
+        metadata = {**live["metadata"], "deletionTimestamp": self._stamp(grace), "deletionGracePeriodSeconds": grace}
         if finalizer:
             metadata["finalizers"] = [*metadata.get("finalizers", ()), finalizer]
         new = {**live, "metadata": metadata}
@@ -487,8 +490,8 @@ class KubeStore:
         for hear in self.on_write:
             hear(resource, entry.before, entry.after)
 
-    def _stamp(self) -> str:
-        return self.clock().strftime("%Y-%m-%dT%H:%M:%SZ")
+    def _stamp(self, later: int = 0) -> str:
+        return (self.clock() + timedelta(seconds=later)).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _full(resource: Resource) -> str:
