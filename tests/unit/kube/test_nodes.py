@@ -205,5 +205,5 @@ async def test_what_could_not_be_seen_yet_is_not_told(server: KubeServer, cluste
             await nodes.capacity()
         server.allow()
         await until(nodes, {})
-    with pytest.raises(Unavailable, match="not been seen yet; try again"):
+    with pytest.raises(Unavailable, match="not been seen yet; try again soon"):
         await Nodes(cluster, EVERYWHERE, patience=0.01).capacity()

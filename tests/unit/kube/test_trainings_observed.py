@@ -160,6 +160,13 @@ def look(of: Group, *pods: Pod, told: Job | None = None, now: float = 100, relea
         (FAIL, [pod(FAIL, deleted=55, **ended(143))], job(FAIL), "lost", "its pod was deleted"),
         (FAIL, [pod(FAIL, deleted=55, **ended(143))], job(FAIL, suspend=True), "stopped", "told to stop"),
         (FAIL, [pod(FAIL, **ended(1))], job(FAIL, suspend=True), "failed", ""),
+        (
+            FAIL,
+            [pod(FAIL, deleted=55, **ended(143))],
+            job(FAIL, failed="was active too long"),
+            "lost",
+            "active too long",
+        ),
         (IGNORE, [pod(IGNORE, **ended(1))], job(IGNORE), "failed", ""),
         (IGNORE, [pod(IGNORE, **ended(137, **TAKEN))], job(IGNORE), "lost", "taken away"),
         (

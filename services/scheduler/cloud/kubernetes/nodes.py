@@ -61,7 +61,7 @@ class Nodes:
         self._nodes: _Picture[NodeSeen] = _Picture()
         self._pods: _Picture[PodHeld] = _Picture()
         self._blind = False
-        self._trouble: ElearnError | None = None
+        self._troubles: dict[str, ElearnError] = {}
         self._ready = asyncio.Event()
         self._states: tuple[NodeState, ...] | None = None
 
@@ -86,8 +86,8 @@ class Nodes:
             async with asyncio.timeout(self._patience):
                 await self._ready.wait()
         except TimeoutError:
-            why = f": {self._trouble.detail}" if self._trouble is not None else "; try again in a moment"
-            raise Unavailable(f"the nodes of the cluster have not been seen yet{why}") from None
+            why = ": ".join(["", *sorted({error.detail for error in self._troubles.values()})])
+            raise Unavailable(f"the nodes of the cluster have not been seen yet{why or '; try again soon'}") from None
         if self._blind:
             return ()
         if self._states is None:
@@ -99,11 +99,10 @@ class Nodes:
             if isinstance(error, MissingRight) and not self._blind:
                 _log.warning("nodes can't be seen, so nobody knows what fits where", error=error.detail)
             self._blind = isinstance(error, MissingRight)
-            self._note(error)
+            self._note("nodes", error)
 
-        await self._follow(
-            self._nodes, watch(self._cluster, NODES, Node, project=node_seen, ours=False, trouble=trouble)
-        )
+        nodes = watch(self._cluster, NODES, Node, project=node_seen, ours=False, trouble=trouble)
+        await self._follow(self._nodes, nodes, lambda: self._note("nodes", None))
 
     async def _follow_pods(self) -> None:
         while True:
@@ -127,7 +126,7 @@ class Nodes:
         """
 
         def trouble(error: ElearnError | None) -> None:
-            self._note(error)
+            self._note("pods", error)
             if isinstance(error, MissingRight) and None not in self._settings.places:
                 raise error
 
@@ -141,14 +140,12 @@ class Nodes:
 
         def show() -> None:
             self._pods = picture
+            self._note("pods", None)
 
         await self._follow(picture, pods, show)
 
     async def _follow(
-        self,
-        picture: _Picture[T],
-        told: AsyncGenerator[Told[T | None], None],
-        synced: Callable[[], None] = lambda: None,
+        self, picture: _Picture[T], told: AsyncGenerator[Told[T | None], None], synced: Callable[[], None]
     ) -> None:
         async with aclosing(told) as changes:
             async for change in changes:
@@ -156,12 +153,14 @@ class Nodes:
                 self._states = None
                 if isinstance(change, Synced):
                     synced()
-                    self._note(None)
         raise RuntimeError("a watch ended by itself")
 
-    def _note(self, trouble: ElearnError | None) -> None:
+    def _note(self, what: str, trouble: ElearnError | None) -> None:
         """Something is seen, or not: it may be enough for an answer."""
-        self._trouble = trouble
+        if trouble is None:
+            self._troubles.pop(what, None)
+        else:
+            self._troubles[what] = trouble
         if self._blind or (self._nodes.synced and self._pods.synced):
             self._ready.set()
         else:

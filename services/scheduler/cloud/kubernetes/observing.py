@@ -249,7 +249,10 @@ def _ended(place: Place, pod: PodSeen, task: Task, now: datetime) -> Task:
             signal=None,
             finished_at=None,
         )
-    return _over(task, "failed" if pod.end in ("failed", "unstartable") else "lost", pod.words, now)
+    if pod.end in ("failed", "unstartable"):
+        return _over(task, "failed", pod.words, now)
+    by_job = place.job.failed if place.job is not None and pod.end == "deleted" else ""
+    return _over(task, "lost", f"its Job has failed: {by_job}" if by_job else pod.words, now)
 
 
 def _end_words(pod: PodSeen) -> str:
