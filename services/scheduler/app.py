@@ -130,7 +130,9 @@ async def _kubernetes(platform: Platform, settings: Settings, code: CodeStore) -
         setting,
         TensorFlow(),
         projects=projects,
-        furniture=Furniture(cluster, in_projects, projects),
+        furniture=Furniture(
+            cluster, in_projects, projects, boards_for_all=options.kubernetes_board_access == "service"
+        ),
         code=CodeDelivery(options, code, tokens.sign),
         code_server=server if options.kubernetes_code_port else None,
         logs=TaskLogs(cluster, projects, LogStore(platform.database), options, limit=settings.log_limit),
