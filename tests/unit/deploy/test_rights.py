@@ -15,7 +15,7 @@ RIGHTS = Path(__file__).parents[3] / "deploy" / "kubernetes" / "chart" / "files"
 READING = {"get", "list", "watch"}
 
 
-@pytest.mark.parametrize("room", ["datastore", "registry", "serving"])
+@pytest.mark.parametrize("room", ["scheduler", "datastore", "registry", "serving"])
 async def test_no_right_to_change_anything_is_given_for_nothing(room: str, cluster: Cluster) -> None:
     wanted = set()
     for settings in (EVERYWHERE, SOME):

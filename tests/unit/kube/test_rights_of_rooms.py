@@ -9,11 +9,24 @@ import yaml
 
 from services.datastore.cloud.kubernetes import KubernetesStorage, StorageOptions
 from services.registry.cloud.kubernetes import JobOptions, KubernetesJobs
+from services.scheduler.cloud.kubernetes.boards import Boards
+from services.scheduler.cloud.kubernetes.code import CodeDelivery
+from services.scheduler.cloud.kubernetes.code_tokens import CodeTokens
+from services.scheduler.cloud.kubernetes.driver import KubernetesTrainings
+from services.scheduler.cloud.kubernetes.furniture import Furniture
+from services.scheduler.cloud.kubernetes.logs import TaskLogs
+from services.scheduler.cloud.kubernetes.manifests import Setting
+from services.scheduler.cloud.kubernetes.nodes import Nodes
+from services.scheduler.cloud.kubernetes.options import TrainingOptions
+from services.scheduler.code_store import CodeStore
+from services.scheduler.frameworks.tensorflow import TensorFlow
+from services.scheduler.log_store import LogStore
 from services.serving.cloud.kubernetes import KubernetesServings, ServingOptions
 from shared.errors import Forbidden
 from shared.kube import Cluster, Right
 from shared.kube.projects import Projects
 from shared.kube.settings import ProjectSettings
+from shared.postgres import Database
 from tests.support.kube_server import KubeServer
 from tests.support.kube_servings import SERVER
 
@@ -29,7 +42,28 @@ def needed(room: str, cluster: Cluster, settings: ProjectSettings) -> Sequence[R
         return KubernetesStorage(cluster, settings, options).rights()
     if room == "registry":
         return KubernetesJobs(cluster, settings, JobOptions(kubernetes_model_store="host:/srv/models")).rights()
+    if room == "scheduler":
+        return trainings(cluster, settings).rights()
     return KubernetesServings(cluster, settings, ServingOptions(), SERVER).rights()
+
+
+def trainings(cluster: Cluster, settings: ProjectSettings) -> KubernetesTrainings:
+    """The scheduler's driver, as it runs in the cluster."""
+    options = TrainingOptions(kubernetes_board_access="service")
+    projects = Projects(cluster, settings)
+    database = Database("", name="scheduler")
+    code = CodeStore(database)
+    return KubernetesTrainings(
+        cluster,
+        Setting(installation="elearn", projects=settings, options=options, restarts=1, grace=1.0),
+        TensorFlow(),
+        projects=projects,
+        furniture=Furniture(cluster, settings, projects),
+        code=CodeDelivery(options, code, CodeTokens(code.signing_key).sign),
+        logs=TaskLogs(cluster, projects, LogStore(database), options, limit=1),
+        nodes=Nodes(cluster, settings),
+        boards=Boards(cluster, settings, options, projects),
+    )
 
 
 def gives(rules: Sequence[dict[str, Any]], right: Right) -> bool:
@@ -41,7 +75,7 @@ def gives(rules: Sequence[dict[str, Any]], right: Right) -> bool:
 
 
 @pytest.mark.parametrize("settings", [EVERYWHERE, SOME, SHARED])
-@pytest.mark.parametrize("room", ["datastore", "registry", "serving"])
+@pytest.mark.parametrize("room", ["scheduler", "datastore", "registry", "serving"])
 async def test_the_chart_gives_every_right(room: str, settings: ProjectSettings, cluster: Cluster) -> None:
     rights = yaml.safe_load(RIGHTS.read_text())
     own = rights[room]
@@ -50,6 +84,8 @@ async def test_the_chart_gives_every_right(room: str, settings: ProjectSettings,
             places = [*own["cluster"], *(rights["namespaces"] if settings.kubernetes_create_namespaces else [])]
         elif right.namespace == cluster.namespace:
             places = own["system"]
+        elif right.namespace is None and None not in settings.places:
+            places = own["cluster"]  # what others' pods take of the nodes
         else:
             assert right.namespace in settings.places
             places = own["projects"]
