@@ -71,6 +71,10 @@ class Projects:
         """Whether it was ensured, and nothing has said since that it is not there."""
         return namespace in self._there
 
+    async def ours(self, resource: Resource, read: type[S], labels: Selector) -> list[S]:
+        """Our objects in the namespaces of all projects."""
+        return await list_ours(self._cluster, self._settings, resource, read, labels)
+
     def forget(self, namespace: str) -> None:
         """Something said that a namespace is not there (any more): look again the next time."""
         self._there.discard(namespace)
