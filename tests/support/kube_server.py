@@ -26,8 +26,9 @@ from aiohttp import WSMsgType, web
 
 from shared.kube.credentials import Fixed, Grant
 from shared.kube.kubeconfig import Access
-from shared.kube.resources import Resource
+from shared.kube.resources import PODS, Resource
 from shared.kube.settings import KubernetesSettings
+from tests.support.kube_logs import KubeletLogs
 from tests.support.kube_store import ApiError, Entry, KubeStore
 
 Document = dict[str, Any]
@@ -88,6 +89,7 @@ class KubeServer:
         gone_in_stream: a watch from a forgotten resourceVersion is answered with 200 and a 410 in the stream, as
             the watch cache does, rather than with 410.
         version: what ``/version`` tells.
+        logs: of containers.
         ports: (namespace, pod, port): the address that forwarding leads to.
         on_exec: (pod, command, input): what becomes of it, as (exit code, output, errors).
     """
@@ -107,12 +109,11 @@ class KubeServer:
         self.broken: list[Exception] = []
         self._faults: list[Fault] = []
         self._denied: set[tuple[str, str, str | None]] = set()
-        self._logs: dict[tuple[str, str, str], list[bytes]] = {}
-        self._log_ended: set[tuple[str, str, str]] = set()
-        self._log_grew = asyncio.Condition()
+        self.logs = KubeletLogs()
         self._opened = asyncio.Condition()
         self._runner: web.AppRunner | None = None
         self.store.on_change.append(self._wake)
+        self.store.on_write.append(self._end_logs)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -256,14 +257,10 @@ class KubeServer:
     async def log(
         self, pod: str, text: str | bytes, *, namespace: str = "default", container: str = "", end: bool = False
     ) -> None:
-        """A container writes to its log; at its end followers are let go."""
-        key = (namespace, pod, container)
+        """A container writes lines to its log; at its end followers are let go. ``logs`` writes bytes as they are."""
         data = text.encode() if isinstance(text, str) else text
-        self._logs.setdefault(key, []).extend(line + b"\n" for line in data.split(b"\n") if line)
-        if end:
-            self._log_ended.add(key)
-        async with self._log_grew:
-            self._log_grew.notify_all()
+        lines = b"".join(line + b"\n" for line in data.split(b"\n") if line)
+        await self.logs.write((namespace, pod, container), lines, end=end)
 
     def _act(self, action: str) -> None:
         for stream in self.streams:
@@ -272,6 +269,10 @@ class KubeServer:
     def _wake(self) -> None:
         for stream in self.streams:
             stream.changed.set()
+
+    def _end_logs(self, resource: Resource, before: Document | None, after: Document | None) -> None:
+        if resource == PODS and before is not None and after is None:
+            self.logs.end(before["metadata"]["namespace"], before["metadata"]["name"])
 
     # -- answers ------------------------------------------------------------------------------------------------------
 
@@ -603,28 +604,13 @@ class KubeServer:
         return socket
 
     async def _read_log(self, request: web.Request, key: tuple[str, str, str]) -> web.StreamResponse:
-        lines = self._logs.get(key)
-        if lines is None:
+        file = self.logs.get(key)
+        if file is None:
             _, pod, container = key
             raise ApiError(
                 400, "BadRequest", f'container "{container}" in pod "{pod}" is waiting to start: ContainerCreating'
             )
-        response = web.StreamResponse(headers={"Content-Type": "text/plain"})
-        await response.prepare(request)
-        at = max(0, len(lines) - int(request.query["tailLines"])) if "tailLines" in request.query else 0
-        room = int(request.query.get("limitBytes", "0")) or None
-        while True:
-            data = b"".join(lines[at:])
-            at = len(lines)
-            if room is not None:
-                data, room = data[:room], max(0, room - len(data))
-            if data:
-                await response.write(data)
-            if request.query.get("follow") != "true" or key in self._log_ended or room == 0:
-                return response
-            async with self._log_grew:
-                while len(lines) == at and key not in self._log_ended:
-                    await self._log_grew.wait()
+        return await self.logs.answer(request, file)
 
 
 def matches(document: Document, labels: str, fields: str) -> bool:
