@@ -7,7 +7,7 @@ may begin in the middle of a line.
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import NamedTuple
@@ -106,12 +106,9 @@ class KubeletLogs:
                 self.following += 1
                 self._ring()
             while True:
-                data = b""
-                for record in file.records[at:]:
-                    if record.stamp >= since:
-                        data += (_text(record.stamp) if stamped and begins else b"") + record.data
-                    begins = record.data.endswith(b"\n")
+                data = served(file.records[at:], since, stamped=stamped, begins=begins)
                 at = len(file.records)
+                begins = at == 0 or file.records[-1].data.endswith(b"\n")
                 data = data if room is None else data[: room - sent]
                 if cut is not None and sent + len(data) >= cut:
                     await response.write(data[: cut - sent])
@@ -149,6 +146,16 @@ class KubeletLogs:
 
 def _has_more(file: LogFile, at: int) -> bool:
     return len(file.records) > at or file.ended
+
+
+def served(records: Sequence[Record], since: int, *, stamped: bool, begins: bool = True) -> bytes:
+    """Records as they are sent; ``begins``: the first of them begins a line."""
+    parts = []
+    for record in records:
+        if record.stamp >= since:
+            parts.append((_text(record.stamp) if stamped and begins else b"") + record.data)
+        begins = record.data.endswith(b"\n")
+    return b"".join(parts)
 
 
 def pieces(data: bytes) -> list[bytes]:

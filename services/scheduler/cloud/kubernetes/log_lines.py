@@ -106,6 +106,8 @@ class LogLines:
 
     def reached(self) -> Mark | None:
         """How far the log is taken with all that :meth:`feed` has answered."""
+        if self._skip or self._seeking:
+            return self._mark  # this answer has not come as far as those before
         second = (self._latest - _SKEW) // _SECOND
         if self._mark is not None:
             second = max(second, self._mark.second)
