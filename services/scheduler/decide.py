@@ -152,12 +152,10 @@ def _all_run(record: TrainingRecord) -> bool:
 def _why_it_starts(tasks: Sequence[Task]) -> str:
     """What keeps the tasks from running, in the words of the first that says something."""
     reason = f"starting {count(len(tasks), 'task')}"
-    waiting = [task for task in tasks if task.state in ("pending", "starting") and task.reason]
-    if not waiting:
-        return reason
-    alike = sum(task.reason == waiting[0].reason for task in waiting) - 1
-    more = f" (as {count(alike, 'other')})" if alike else ""
-    return f"{reason}: {waiting[0].name}{more}: {waiting[0].reason}"
+    for task in tasks:
+        if task.reason and task.state in ("pending", "starting"):
+            return f"{reason}: {task.name}: {task.reason}"
+    return reason
 
 
 def _outcome(record: TrainingRecord, now: datetime, pause: Callable[[int], float]) -> Decision:

@@ -202,10 +202,10 @@ def test_one_look(of: Group, pods: list[Pod], told: Job | None, state: str, reas
     assert task.exit_code is None or task.signal is None
 
 
-def test_an_init_container_that_runs_prepares() -> None:
+def test_an_init_container_that_runs_hinders_nothing() -> None:
     box = {"name": "prepare", "state": {"running": {"startedAt": stamp(1)}}}
     task = look(FAIL, pod(FAIL, initContainerStatuses=[box], **waiting("PodInitializing")), told=job(FAIL))
-    assert (task.state, task.reason, task.node) == ("starting", "preparing", "n1")
+    assert (task.state, task.reason, task.node) == ("starting", "", "n1")
 
 
 def test_a_task_that_never_started_says_so() -> None:

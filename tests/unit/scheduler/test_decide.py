@@ -292,7 +292,7 @@ def test_what_keeps_tasks_from_running_is_told_and_forgotten_again() -> None:
     missing = "image nowhere:1 can't be pulled: not found"
     stuck = {name: task(one, name, "starting", reason=missing) for name in ("worker-0", "worker-1")}
     decision = tell(one, seen(one, "starting", worker_0=stuck["worker-0"], worker_1=stuck["worker-1"]))
-    assert decision.record.reason == f"starting 3 tasks: worker-0 (as 1 other): {missing}"
+    assert decision.record.reason == f"starting 3 tasks: worker-0: {missing}"
     assert decision.record.state == "starting"
     decision = tell(decision.record, seen(one, "starting"))
     assert decision.record.reason == "starting 3 tasks"

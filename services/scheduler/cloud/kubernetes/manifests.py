@@ -171,6 +171,9 @@ def _pod(attempt: Attempt, group: Group, framework: Framework, setting: Setting)
     projects, options = setting.projects, setting.options
     pod: Document = {
         "restartPolicy": "Never",
+        # The first process of a container is not ended by SIGTERM unless it has a handler, and most programs have none:
+        # here the pause container's is the first, and tasks end, and give back their GPUs, when they are told to.
+        "shareProcessNamespace": True,
         "subdomain": service_name(attempt.key, setting.installation),
         "serviceAccountName": SERVICE_ACCOUNT,
         "automountServiceAccountToken": False,

@@ -197,9 +197,7 @@ def _waiting(
     reason, since, deadline = _hindrance(place, pod, options)
     if not reason:
         before = next((each for each in reversed(pods) if each is not pod and each.stage == "ended"), place.last)
-        if pod.stage == "preparing":
-            reason = "preparing"
-        elif before is not None and place.restarts:
+        if before is not None and place.restarts:
             reason = f"{_end_words(before)}; starting it again"
         return Look(msgspec.structs.replace(task, state="starting", reason=reason))
     if place.stopping:
