@@ -343,10 +343,11 @@ class Controller:
             await asyncio.sleep(min(30.0, max(0.5, self._board_idle.total_seconds() / 4)))
 
     async def _close_board(self, key: Key, used_at: datetime) -> None:
-        async with self._database.transaction() as t:
-            if not await self._store.drop_board(t, key, used_at):
-                return
+        # The row goes last: who dies in between finds the board again. One that was opened anew at this very moment is
+        # closed too, and opens with the next look at it.
         await self._cloud.close_board(*key)
+        async with self._database.transaction() as t:
+            await self._store.drop_board(t, key, used_at)
 
 
 def _shown_state(row: ActiveTraining) -> str:
