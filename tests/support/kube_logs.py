@@ -100,7 +100,7 @@ class KubeletLogs:
         stamped, follow = query.get("timestamps") == "true", query.get("follow") == "true"
         at = _from_line(file, int(query["tailLines"])) if "tailLines" in query else file.first
         begins, sent = True, 0
-        said = self.says.pop(0) if self.says else None
+        said = self.says.pop(0) if self.says else b""
         try:
             if follow:
                 self.following += 1
@@ -119,9 +119,9 @@ class KubeletLogs:
                 sent += len(data)
                 if data:
                     await response.write(data)
-                if said is not None:
+                if said:
                     await response.write(said)
-                if said is not None or not follow or file.ended or room == sent:
+                if said or not follow or file.ended or room == sent:
                     return response
                 await self._until(partial(_has_more, file, at))
         finally:

@@ -20,7 +20,6 @@ _FAILURES: Final = "batch.kubernetes.io/job-index-failure-count"
 _IGNORED: Final = "batch.kubernetes.io/job-index-ignored-failure-count"
 _RANKS: Final = 100_000
 _KEPT: Final = 1000
-_YOUNG: Final = 1.5
 
 Stage = Literal["waiting", "running", "over"]
 
@@ -100,18 +99,23 @@ class _Listing:
 
 
 class Writers:
-    """The writers of attempts: who asks for the same at the same time is answered by one list."""
+    """The writers of attempts: who asks for the same at the same time is answered by one list.
 
-    def __init__(self, cluster: Cluster, namespace: Callable[[str], str]) -> None:
+    Args:
+        young: seconds for which a list still tells which pod of a task runs.
+    """
+
+    def __init__(self, cluster: Cluster, namespace: Callable[[str], str], *, young: float) -> None:
         self._cluster = cluster
         self._namespace = namespace
+        self._young = young
         self._listings: OrderedDict[AttemptKey, _Listing] = OrderedDict()
         self._locks: dict[AttemptKey, tuple[asyncio.Lock, int]] = {}
 
     async def of_task(self, key: AttemptKey, task: str) -> list[Writer]:
         """A task's writers in their order. What was listed before serves for as long as the last of them runs."""
         asked = asyncio.get_running_loop().time()
-        found = [each for each in await self._listed(key, asked - _YOUNG) if each.task == task]
+        found = [each for each in await self._listed(key, asked - self._young) if each.task == task]
         if not found or found[-1].stage != "running":
             found = [each for each in await self._listed(key, asked) if each.task == task]
         return found

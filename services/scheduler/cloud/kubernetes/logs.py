@@ -86,7 +86,7 @@ class TaskLogs:
         self._every = options.kubernetes_log_seconds
         self._limit = min(limit, LARGEST)
         self._pause = pause
-        self._writers = Writers(cluster, projects.namespace)
+        self._writers = Writers(cluster, projects.namespace, young=3 * pause)
         self._turns: dict[LogKey, _Turn] = {}
         self._fetching: set[asyncio.Task[Outcome]] = set()
         self._at_once = asyncio.Semaphore(_FETCHES)
