@@ -39,7 +39,7 @@ from shared.kube.client import Cluster
 from shared.kube.errors import AlreadyExists, MissingRight, NamespaceMissing, QuotaExceeded, Terminating
 from shared.kube.manifest import Manifest
 from shared.kube.merge import Mirror
-from shared.kube.objects import HasMetadata, Job, Metadata, Partial, Pod, owner_reference
+from shared.kube.objects import HasMetadata, Job, Metadata, Pod, owner_reference
 from shared.kube.projects import Projects
 from shared.kube.resources import EVENTS, JOBS, NODES, PODS, SECRETS, SERVICES, Resource
 from shared.kube.rights import rights_to, tell_missing
@@ -252,7 +252,7 @@ class KubernetesTrainings:
             await rest.aclose()
         await _all(
             [
-                *(self._delete(PODS, pod, namespace) for pod in pods if is_over(pod)),
+                *(self._delete(PODS, pod, namespace, grace=0) for pod in pods if is_over(pod)),
                 *(self._delete(JOBS, job, namespace) for job in jobs),
                 *(self._delete(SERVICES, service, namespace) for service in services),
             ]
@@ -271,21 +271,31 @@ class KubernetesTrainings:
         with contextlib.suppress(NotFound, Conflict, Invalid):  # gone, or over: nothing to hold back
             await self._cluster.patch(JOBS, job.metadata.name, change, namespace=namespace)
 
-    async def _delete(self, resource: Resource, found: HasMetadata, namespace: str) -> None:
+    async def _delete(
+        self, resource: Resource, found: HasMetadata, namespace: str, *, grace: int | None = None
+    ) -> None:
         about = found.metadata
-        if about.deletion_timestamp is None:
-            await self._cluster.delete(resource, about.name, namespace=namespace, uid=about.uid)
+        if about.deletion_timestamp is None or grace == 0:
+            await self._cluster.delete(resource, about.name, namespace=namespace, uid=about.uid, grace=grace)
 
     async def _until_gone(self, labels: dict[str, str], namespace: str) -> None:
-        """Wait until there is no pod left: only then are its resources somebody else's."""
-        left: Mirror[Partial] = Mirror()
+        """Wait until there is no pod left: only then are its resources somebody else's.
+
+        One that has ended is not waited for: nothing of it runs, and its log was read.
+        """
+        left: Mirror[Pod] = Mirror()
+        ended: set[str] = set()
         try:
             async with (
                 asyncio.timeout(self._setting.grace + _GONE_SECONDS),
-                contextlib.aclosing(watch(self._cluster, PODS, Partial, namespace=namespace, labels=labels)) as told,
+                contextlib.aclosing(watch(self._cluster, PODS, Pod, namespace=namespace, labels=labels)) as told,
             ):
                 async for each in told:
                     left.take(each)
+                    for pod in left:
+                        if is_over(pod) and pod.metadata.uid not in ended:
+                            ended.add(pod.metadata.uid)
+                            await self._delete(PODS, pod, namespace, grace=0)
                     if left.synced and not len(left):
                         return
         except TimeoutError:
