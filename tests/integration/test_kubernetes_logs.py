@@ -356,6 +356,17 @@ async def test_what_is_stored_can_be_read_while_the_cluster_is_away(server: Kube
     assert await text(logs) == b"one\ntwo\n"
 
 
+async def test_silence_is_not_taken_for_an_empty_log(
+    server: KubeServer, logs: TaskLogs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.scheduler.cloud.kubernetes.logs._PATIENCE", 0.2)
+    task = Task(server).run()
+    await task.write(b"one\n")
+    server.fail(what="hang", path="/log$", times=1)
+    with pytest.raises(Unavailable, match="does not answer in time"):
+        await text(logs)
+
+
 async def test_only_so_much_of_a_flood_is_kept(server: KubeServer, cluster: Cluster, store: LogStore) -> None:
     task = Task(server).run()
     lines = b"".join(b"%07d %s\n" % (number, b"x" * 90) for number in range(20_000))

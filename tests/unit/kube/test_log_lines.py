@@ -87,11 +87,12 @@ records = st.lists(
 def test_each_byte_comes_once_whenever_it_is_asked_for(
     written: list[tuple[int, bytes]], asked: list[int], chunk: int, cut: int
 ) -> None:
-    """Stamps repeat and go back a little, lines come in pieces, answers break off anywhere."""
+    """Stamps repeat and go back a little between lines, lines come in pieces, answers break off anywhere."""
     file: list[Record] = []
     stamp = latest = T
     for step, data in written:
-        stamp = max(stamp + step, latest - SECOND // 20)
+        in_line = bool(file) and not file[-1].data.endswith(b"\n")
+        stamp = max(stamp + step, stamp if in_line else latest - SECOND // 20)
         latest = max(latest, stamp)
         file += [Record(stamp, piece) for piece in pieces(data)]
     log, mark = b"", None

@@ -336,6 +336,7 @@ class KubernetesTrainings:
     async def close(self) -> None:
         """See the port."""
         await self._boards.aclose()
+        await self._logs.aclose()
         await self._cluster.close()
 
 

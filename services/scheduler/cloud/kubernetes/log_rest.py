@@ -64,12 +64,12 @@ class Rest:
 
     async def open(self, found: Sequence[Writer], *, within: float) -> None:
         """Begin to read; returns when all streams are open, or after so many seconds."""
+        heads: Mapping[str, LogHead] | None = None
         try:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(within):
-                    self._begin(found, await self._heads())
-            if not self._tasks:
-                self._begin(found, None)
+                    heads = await self._heads()
+            self._begin(found, heads)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(within):
                     for opened in self._opened:

@@ -126,8 +126,9 @@ class TaskLogs:
             if outcome != "more":
                 break
             fetch = None if fetch.done() else fetch
-        if isinstance(outcome, ElearnError) and head is None:
-            raise Unavailable(f"the log can't be read: {outcome.detail}", retry=2) from outcome
+        if head is None and outcome != "all":
+            why = outcome.detail if isinstance(outcome, ElearnError) else "the Kubernetes API does not answer in time"
+            raise Unavailable(f"the log can't be read: {why}", retry=2)
         return part
 
     async def forget(self, project: str, name: str) -> None:
