@@ -51,6 +51,10 @@ bench: .venv/.complete ## Measure against bare baselines: one JSON line for each
 test-compose: .venv/.complete ## Build the images and run the main job in containers; needs a Docker engine
 	$(PYTEST) tests/compose
 
+.PHONY: test-kubernetes
+test-kubernetes: .venv/.complete ## The main job on the cluster that KUBECONFIG names; tests/kubernetes/conftest.py tells the settings
+	$(PYTEST) tests/kubernetes
+
 .PHONY: contracts
 contracts: .venv/.complete ## Write docs/contracts and docs/settings.md anew from the structs, and the protocol buffers
 	$(RUN) -m services.api.contracts
@@ -73,7 +77,7 @@ clean: ## Remove the environment and what tools left behind
 
 .PHONY: help
 help: ## This
-	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # -- the environment, from the lock file ------------------------------------------------------------
 
