@@ -32,6 +32,9 @@ LONGEST_BASE: Final = 35
 _ENV_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
 _RESERVED_ENV: Final = frozenset({"CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NVIDIA_VISIBLE_DEVICES"})
+_SECRET_NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+_SECRET_KEY: Final = re.compile(r"[-._a-zA-Z0-9]+")
+_LONGEST_SECRET: Final = 253
 _SYSTEM: Final = ("/proc", "/sys", "/dev")
 _SYSTEM_TOPS: Final = frozenset(
     "/" + name
@@ -106,6 +109,7 @@ def spec_errors(spec: TrainingSpec, framework: Framework, capabilities: Capabili
         *_size_errors(spec),
         *_command_errors(spec),
         *_env_errors(spec, framework),
+        *_secret_errors(spec, framework),
         *_roles_errors(spec, framework),
         *_mount_errors(spec.mounts, capabilities),
         *_output_errors(spec),
@@ -154,15 +158,36 @@ def _command_errors(spec: TrainingSpec) -> list[FieldError]:
 def _env_errors(spec: TrainingSpec, framework: Framework) -> list[FieldError]:
     errors = []
     for name, value in spec.env.items():
-        if not _ENV_NAME.fullmatch(name):
-            message = "is not a legal name of a variable: letters, digits and _, not beginning with a digit"
-        elif name.startswith("ELEARN_") or name in _RESERVED_ENV or name in framework.reserved_env:
-            message = "is set by elearn for every task"
-        elif "\0" in value:
+        message = _variable_problem(name, framework)
+        if message is None and "\0" in value:
             message = "must not contain a NUL"
-        else:
-            continue
-        errors.append(FieldError(field=f"env.{name}", message=message))
+        if message is not None:
+            errors.append(FieldError(field=f"env.{name}", message=message))
+    return errors
+
+
+def _variable_problem(name: str, framework: Framework) -> str | None:
+    if not _ENV_NAME.fullmatch(name):
+        return "is not a legal name of a variable: letters, digits and _, not beginning with a digit"
+    if name.startswith("ELEARN_") or name in _RESERVED_ENV or name in framework.reserved_env:
+        return "is set by elearn for every task"
+    return None
+
+
+def _secret_errors(spec: TrainingSpec, framework: Framework) -> list[FieldError]:
+    errors = []
+    for name, secret in spec.secrets.items():
+        message = _variable_problem(name, framework)
+        if message is None and name in spec.env:
+            message = "is set in env as well; give one of the two"
+        if message is not None:
+            errors.append(FieldError(field=f"secrets.{name}", message=message))
+        if len(secret.name) > _LONGEST_SECRET or not _SECRET_NAME.fullmatch(secret.name):
+            message = f"{secret.name!r} is no name of a secret: lower case letters, digits, '-' and '.'"
+            errors.append(FieldError(field=f"secrets.{name}.name", message=message))
+        if len(secret.key) > _LONGEST_SECRET or not _SECRET_KEY.fullmatch(secret.key) or not secret.key.strip("."):
+            message = f"{secret.key!r} is no key of a secret: letters, digits, '-', '_' and '.'"
+            errors.append(FieldError(field=f"secrets.{name}.key", message=message))
     return errors
 
 

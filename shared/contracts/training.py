@@ -76,6 +76,19 @@ class Save(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     path: str
 
 
+class SecretKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where a secret value lies: never the value itself.
+
+    Attributes:
+        name: of the secret: on Kubernetes a Secret in the project's namespace, on one machine a folder
+            ``$ELEARN_HOME/secrets/<project>/<name>``.
+        key: which of its values: a key of the Secret, or a file in the folder.
+    """
+
+    name: str
+    key: str
+
+
 class TrainingSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """What a user asks for.
 
@@ -86,6 +99,7 @@ class TrainingSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             substituted. Other braces stay as they are.
         code: digest (``sha256:…``) of an uploaded archive that becomes the working directory. The
             command line and the client accept a folder and upload it.
+        secrets: variables whose values are looked up where the tasks run, and kept nowhere else.
         retries: attempts after the first.
         deadline: wall time from the first start (``2h``, or seconds).
         priority: higher goes first.
@@ -98,6 +112,7 @@ class TrainingSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     image: str | None = None
     code: str | None = None
     env: dict[str, str] = {}
+    secrets: dict[str, SecretKey] = {}
     mounts: tuple[Mount, ...] = ()
     roles: Roles = Roles()
     retries: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 0

@@ -27,7 +27,7 @@ from services.scheduler.model import MountPlan
 from services.scheduler.spec import plan_tasks
 from shared.codec import decode_json
 from shared.contracts.datastore import ClaimVolume, LocalVolume
-from shared.contracts.training import Role, Roles
+from shared.contracts.training import Role, Roles, SecretKey
 from shared.kube.settings import ProjectSettings
 from tests.support.kube import assert_valid
 from tests.support.trainings import cluster, spec
@@ -44,7 +44,7 @@ def setting(**fields: Any) -> Setting:
 
 
 def attempt(*, plans: tuple[MountPlan, ...] = (), secrets: tuple[str, ...] = (), **fields: Any) -> Attempt:
-    asked = spec(**fields)
+    asked = spec(secrets=fields.pop("secrets_of", {}), **fields)
     plan = plan_tasks(asked, TensorFlow())
     launch = Launch(project=KEY.project, name=KEY.name, attempt=KEY.attempt, spec=asked, plan=plan, mounts=plans)
     return Attempt(
@@ -149,6 +149,18 @@ def test_what_users_write_is_taken_as_it_is() -> None:
     command, env = task_in(jobs_of(attempt(command=("echo", odd), env={"ODD": odd}))["chief"])
     assert command == ["echo", odd]
     assert env["ODD"] == odd
+
+
+def test_secrets_are_references() -> None:
+    one = attempt(secrets_of={"API_TOKEN": SecretKey(name="team", key="token")}, env={"A": "b"})
+    env = {each["name"]: each for each in pod_of(jobs_of(one)["chief"])["containers"][0]["env"]}
+    assert env["API_TOKEN"] == {
+        "name": "API_TOKEN",
+        "valueFrom": {"secretKeyRef": {"name": "team", "key": "token"}},
+    }
+    home = attempt(secrets_of={"HOME": SecretKey(name="team", key="home")})
+    names = [each["name"] for each in pod_of(jobs_of(home)["chief"])["containers"][0]["env"]]
+    assert names.count("HOME") == 1
 
 
 def test_the_last_task_of_a_role_gets_the_gpus_that_are_left() -> None:

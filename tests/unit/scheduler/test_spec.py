@@ -9,7 +9,7 @@ from services.scheduler.frameworks.tensorflow import TensorFlow
 from services.scheduler.model import Capabilities
 from services.scheduler.spec import find_output, plan_mounts, plan_tasks, spec_errors
 from shared.contracts.datastore import ClaimVolume, LocalVolume, MountableDatastore
-from shared.contracts.training import Mount, Role, Roles, Save
+from shared.contracts.training import Mount, Role, Roles, Save, SecretKey
 from tests.support.trainings import cluster, spec
 
 LOCAL = Capabilities(images=False, volumes=frozenset({"local"}))
@@ -37,6 +37,12 @@ def mount(path: str, datastore: str = "d", **fields: Any) -> Mount:
         ({"env": {"TF_CONFIG": "{}"}}, "env.TF_CONFIG", "set by elearn"),
         ({"env": {"A=B": "x"}}, "env.A=B", "not a legal name"),
         ({"env": {"A": "\0"}}, "env.A", "NUL"),
+        ({"secrets": {"TF_CONFIG": SecretKey(name="s", key="k")}}, "secrets.TF_CONFIG", "set by elearn"),
+        ({"secrets": {"A=B": SecretKey(name="s", key="k")}}, "secrets.A=B", "not a legal name"),
+        ({"env": {"A": "x"}, "secrets": {"A": SecretKey(name="s", key="k")}}, "secrets.A", "env as well"),
+        ({"secrets": {"A": SecretKey(name="../s", key="k")}}, "secrets.A.name", "no name of a secret"),
+        ({"secrets": {"A": SecretKey(name="s", key="..")}}, "secrets.A.key", "no key of a secret"),
+        ({"secrets": {"A": SecretKey(name="s", key="a/b")}}, "secrets.A.key", "no key of a secret"),
         ({"mounts": (mount("../x"),)}, "mounts.0.path", "leaves its directory"),
         ({"mounts": (mount("a/../../x"),)}, "mounts.0.path", "leaves its directory"),
         ({"mounts": (mount("."),)}, "mounts.0.path", "working directory itself"),

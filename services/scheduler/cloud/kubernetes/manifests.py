@@ -297,11 +297,17 @@ def _environment(attempt: Attempt, group: Group, framework: Framework, setting: 
         "ELEARN_ATTEMPT": str(key.attempt),
         **framework.environment(addresses, group.role, group.first or _LATE_INDEX),
     }
+    for name in spec.secrets:
+        values.pop(name, None)
     if not group.demand.gpu:
         # An image may ask for all GPUs by itself, and gets them where the runtime hands them out.
         values |= {"NVIDIA_VISIBLE_DEVICES": "none", "CUDA_VISIBLE_DEVICES": ""}
     told: list[Document] = [{"name": name, "value": value} for name, value in values.items()]
-    return [known if group.first else late, *told]
+    secrets: list[Document] = [
+        {"name": name, "valueFrom": {"secretKeyRef": {"name": secret.name, "key": secret.key}}}
+        for name, secret in spec.secrets.items()
+    ]
+    return [known if group.first else late, *told, *secrets]
 
 
 def _resources(demand: Demand) -> Document:

@@ -26,6 +26,7 @@ from services.scheduler.cloud.local.layout import (
     process_id,
 )
 from services.scheduler.cloud.local.observing import task_from
+from services.scheduler.cloud.local.secret_files import NoSecret, SecretFiles
 from services.scheduler.cloud.port import (
     AttemptGone,
     AttemptSeen,
@@ -40,6 +41,7 @@ from services.scheduler.cloud.port import (
 from services.scheduler.errors import CannotLaunch, NoRoomLeft
 from services.scheduler.frameworks.port import Framework
 from services.scheduler.model import Capabilities, Demand, NodeState, TaskPlan
+from shared.contracts.problem import FieldError
 from shared.contracts.training import RoleName, Task, TrainingSpec
 from shared.errors import Conflict, Invalid, NotFound, StorageFull, TooLarge, Unsupported
 from shared.local import directories, gpus, spec
@@ -96,6 +98,7 @@ class LocalCloud:
         self._node = platform.node() or "localhost"
         self._processes = LocalProcesses(processes_root(home, "scheduler"))
         self._boards = Boards(self._processes, self._ports, self._layout, self._python, environ)
+        self._secrets = SecretFiles(home)
         self._probed: directories.Capabilities | None = None
         self._placements: dict[Path, Placement] = {}
 
@@ -125,9 +128,20 @@ class LocalCloud:
     async def examine(self, project: str, spec: TrainingSpec) -> Examination:
         """Whether the program and its Python are there, and what is done otherwise here."""
         can = await self._directories()
-        if preparing.is_plain(spec):
+        if preparing.is_plain(spec) and not spec.secrets:
             return preparing.examine(spec, self._python, can, self._environ)
-        return await asyncio.to_thread(preparing.examine, spec, self._python, can, self._environ)
+        found = await asyncio.to_thread(preparing.examine, spec, self._python, can, self._environ)
+        missing = await asyncio.to_thread(self._missing_secrets, project, spec)
+        return msgspec.structs.replace(found, errors=(*found.errors, *missing))
+
+    def _missing_secrets(self, project: str, spec: TrainingSpec) -> list[FieldError]:
+        errors = []
+        for variable, secret in spec.secrets.items():
+            try:
+                self._secrets.value(project, secret)
+            except NoSecret as problem:
+                errors.append(FieldError(field=f"secrets.{variable}", message=str(problem)))
+        return errors
 
     async def capacity(self) -> tuple[NodeState, ...]:
         """This machine."""
@@ -220,6 +234,10 @@ class LocalCloud:
         project, name, attempt = launch.project, launch.name, launch.attempt
         cwd = self._layout.work(project, name, attempt) / task.name
         binds = await asyncio.to_thread(preparing.working_directory, cwd, archive, mounts, can)
+        try:
+            secrets = await asyncio.to_thread(self._secrets.values, project, launch.spec.secrets)
+        except NoSecret as problem:
+            raise CannotLaunch(str(problem)) from problem
         devices = [self._ledger.machine.gpus[int(index)] for index in placement[task.name].gpus]
         process = ProcessSpec(
             argv=preparing.command_of(launch, task, addresses, self._framework, self._python),
@@ -231,6 +249,7 @@ class LocalCloud:
                 self._python,
                 gpus.environment(devices),
                 self._environ,
+                secrets,
             ),
             cwd=str(cwd),
             log=str(self._layout.log(project, name, attempt, task.name)),

@@ -128,8 +128,13 @@ def environment_of(
     own: Path,
     cuda: Mapping[str, str],
     environ: Mapping[str, str],
+    secrets: Mapping[str, str],
 ) -> dict[str, str]:
-    """The whole environment of a task."""
+    """The whole environment of a task.
+
+    Args:
+        secrets: values that were looked up, by variable.
+    """
     interpreter = interpreter_for(launch.spec.image, own)
     env = {name: environ[name] for name in _PASSED_ON if name in environ}
     env["PATH"] = _path(interpreter, environ)
@@ -139,6 +144,7 @@ def environment_of(
     return {
         **env,
         **launch.spec.env,
+        **secrets,
         "ELEARN_PROJECT": launch.project,
         "ELEARN_TRAINING": launch.name,
         "ELEARN_ROLE": task.role,
