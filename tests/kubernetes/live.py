@@ -15,6 +15,7 @@ from shared.kube.names import INSTALLATION
 from shared.kube.objects import Job, Metadata, Partial, Pod, Service
 from shared.kube.resources import (
     CONFIG_MAPS,
+    DEPLOYMENTS,
     JOBS,
     NAMESPACES,
     PERSISTENT_VOLUME_CLAIMS,
@@ -224,6 +225,11 @@ class LiveCluster:
             self.as_root(f"rm -rf {self.folder}")
 
         async def remove(cluster: Kube) -> None:
+            # Objects first, owners before what they own: namespaces that are deleted whole have been seen to stay.
+            for resource in (DEPLOYMENTS, JOBS, SERVICES, PODS, CONFIG_MAPS, SECRETS, PERSISTENT_VOLUME_CLAIMS):
+                for each in await cluster.list(resource, Partial, everywhere=True):
+                    about = each.metadata
+                    await cluster.delete(resource, about.name, namespace=about.namespace, uid=about.uid)
             for resource in (NAMESPACES, PERSISTENT_VOLUMES, STORAGE_CLASSES):
                 for each in await cluster.list(resource, Partial):
                     await cluster.delete(resource, each.metadata.name, uid=each.metadata.uid)

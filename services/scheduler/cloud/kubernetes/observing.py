@@ -171,10 +171,10 @@ def _absent(place: Place, task: Task, now: datetime, options: TrainingOptions) -
         started = task.started_at or job.started_at
         return Look(_over(msgspec.structs.replace(task, exit_code=0, started_at=started), "succeeded", "", now))
     gone = (last.words if last is not None else "") or "its pod was deleted"
-    if job.failed:
-        return Look(_over(task, "lost", f"its Job has failed: {job.failed}", now))
     if _in(job.given_up, place.in_job):
         return Look(_over(task, "lost", gone, now))
+    if job.failed:
+        return Look(_over(task, "lost", f"its Job has failed: {job.failed}", now))
     if place.restarts and there:
         return Look(msgspec.structs.replace(task, state="starting", reason=f"{gone}; starting it again"))
     if place.ran:
@@ -249,8 +249,10 @@ def _ended(place: Place, pod: PodSeen, task: Task, now: datetime) -> Task:
         )
     if pod.end in ("failed", "unstartable"):
         return _over(task, "failed", pod.words, now)
-    by_job = place.job.failed if place.job is not None and pod.end == "deleted" else ""
-    return _over(task, "lost", f"its Job has failed: {by_job}" if by_job else pod.words, now)
+    job = place.job
+    if job is not None and job.failed and pod.end == "deleted" and not _in(job.given_up, place.in_job):
+        return _over(task, "lost", f"its Job has failed: {job.failed}", now)
+    return _over(task, "lost", pod.words, now)
 
 
 def _end_words(pod: PodSeen) -> str:
