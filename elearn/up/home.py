@@ -22,10 +22,16 @@ _PASSWORD = re.compile(r"[A-Za-z0-9_-]{16,}")
 
 
 class Secrets(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Passwords by user name; whoever can read them owns the platform's data."""
+    """Passwords by user name; whoever can read them owns the platform's data.
+
+    Attributes:
+        installation: tells this home's objects in a cluster from those of other homes. It is no secret, but just as
+            lasting.
+    """
 
     nats: dict[str, str] = {}
     postgres: dict[str, str] = {}
+    installation: str = ""
 
 
 class Home:
@@ -158,7 +164,11 @@ class Home:
             HomeError: the file is damaged.
         """
         known = read_struct(self.secrets, Secrets) or Secrets()
-        wanted = Secrets(nats={**_passwords(nats), **known.nats}, postgres={**_passwords(postgres), **known.postgres})
+        wanted = Secrets(
+            nats={**_passwords(nats), **known.nats},
+            postgres={**_passwords(postgres), **known.postgres},
+            installation=known.installation or f"up-{secrets.token_hex(4)}",
+        )
         for password in (*wanted.nats.values(), *wanted.postgres.values()):
             if not _PASSWORD.fullmatch(password):
                 raise HomeError(f"{self.secrets} holds an unusable password: use 16 or more of A-Z a-z 0-9 _ -")

@@ -35,7 +35,7 @@ def environment(
     """The environment of a service: the caller's, with what the platform knows better.
 
     What the user may set is left as it is: ELEARN_CLOUD, ELEARN_LOCAL_ROOTS, ELEARN_MODEL_STORE, ELEARN_CPUS,
-    ELEARN_MEMORY, ELEARN_FAKE_GPUS, ELEARN_LOG_LEVEL and whatever else a service reads.
+    ELEARN_MEMORY, ELEARN_FAKE_GPUS, ELEARN_LOG_LEVEL, ELEARN_KUBERNETES_… and whatever else a service reads.
 
     Args:
         user: the user's own folder, below which local datastores may lie as well.
@@ -44,6 +44,8 @@ def environment(
         "ELEARN_CLOUD": "local",
         "ELEARN_LOCAL_ROOTS": ":".join(str(root) for root in (user, home.root) if root),
         "ELEARN_MODEL_STORE": str(home.models),
+        # Two homes that work on one cluster must not take each other's trainings for their own.
+        "ELEARN_KUBERNETES_INSTALLATION": secrets.installation,
         **{key: value for key, value in inherited.items() if key not in _NOT_INHERITED},
         "ELEARN_HOME": str(home.root),
         "ELEARN_NATS_URL": nats.url(name, secrets.nats[name], ports.nats),

@@ -139,6 +139,7 @@ def test_a_service_gets_its_own_addresses_and_what_the_user_set() -> None:
     secrets = Secrets(
         nats={name: f"nats-{name}" for name in services.SERVICES},
         postgres={name: f"postgres-{name}" for name in services.SERVICES},
+        installation="up-1234abcd",
     )
     inherited = {"PATH": "/bin", "ELEARN_CPUS": "3", "ELEARN_TOKEN": "mine", "ELEARN_NATS_URL": "theirs"}
     found = services.environment("registry", home, PORTS, secrets, inherited, Path("/home/ada"))
@@ -147,6 +148,10 @@ def test_a_service_gets_its_own_addresses_and_what_the_user_set() -> None:
     assert found["ELEARN_LOCAL_ROOTS"] == "/home/ada:/srv/home of elearn"
     assert found["ELEARN_CPUS"] == "3"
     assert found["ELEARN_CLOUD"] == "local"
+    assert found["ELEARN_KUBERNETES_INSTALLATION"] == "up-1234abcd"
+    chosen = {**inherited, "ELEARN_KUBERNETES_INSTALLATION": "mine"}
+    mine = services.environment("registry", home, PORTS, secrets, chosen, None)
+    assert mine["ELEARN_KUBERNETES_INSTALLATION"] == "mine"
     assert "ELEARN_TOKEN" not in found
     assert "ELEARN_ADMIN_TOKEN_FILE" not in found
     gateway = services.environment("api", home, PORTS, secrets, inherited, Path("/home/ada"))
@@ -182,6 +187,10 @@ def test_token_and_secrets_are_made_once_for_their_owner_alone(tmp_path: Path) -
     home.ensure_token()
     assert home.token.read_text() == token
     assert second.nats["api"] == first.nats["api"]
+    assert second.installation == first.installation
+    other = Home(tmp_path / "other")
+    other.prepare()
+    assert other.ensure_secrets([], []).installation != first.installation != ""
     assert "scheduler" in second.nats
     assert [path.stat().st_mode & 0o777 for path in (home.token, home.secrets)] == [0o600, 0o600]
     assert home.root.stat().st_mode & 0o777 == 0o700

@@ -133,6 +133,7 @@ def look(of: Group, *pods: Pod, told: Job | None = None, now: float = 100, relea
         (FAIL, [], job(FAIL, suspend=True), "pending", "its Job is suspended"),
         (FAIL, [], job(FAIL, completedIndexes="0"), "succeeded", ""),
         (FAIL, [], job(FAIL, failedIndexes="0"), "lost", "its pod was deleted"),
+        (FAIL, [], job(FAIL, failedIndexes="0", failed="Job has failed indexes"), "lost", "its pod was deleted"),
         (FAIL, [], job(FAIL, failed="Job was active longer"), "lost", "its Job has failed: Job was active longer"),
         (FAIL, [pod(FAIL)], job(FAIL), "starting", ""),
         (FAIL, [pod(FAIL, phase="Unknown")], job(FAIL), "starting", ""),
