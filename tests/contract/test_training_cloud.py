@@ -1,134 +1,31 @@
-"""What every cloud for trainings does alike: one suite over the fake and the local driver."""
+"""What every cloud for trainings does alike: one suite over the fake, the local driver and Kubernetes."""
 
-import asyncio
-import contextlib
 import json
 import sys
-from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from services.scheduler.cloud.local import LocalCloud
-from services.scheduler.cloud.local.layout import owner
-from services.scheduler.cloud.port import AttemptGone, AttemptSeen, Launch, Synced, TrainingCloud
+from services.scheduler.cloud.port import AttemptSeen, Launch, Synced
 from services.scheduler.errors import CannotLaunch, NoRoomLeft
-from services.scheduler.frameworks.tensorflow import TensorFlow
 from services.scheduler.model import MountPlan
-from services.scheduler.spec import plan_tasks
 from shared.archive import pack
 from shared.contracts.datastore import LocalVolume
 from shared.contracts.training import Role, Roles, Task
 from shared.errors import Malformed
-from shared.local.gpus import Gpu
-from shared.local.ledger import Ledger, Request
-from shared.local.machine import Machine
-from tests.support.training_cloud_fake import FakeCloud, FakeMachines
-from tests.support.trainings import spec
-
-WAIT_FOR_ORDERS = """
-import os, pathlib, time
-print("hello", flush=True)
-order = pathlib.Path(os.environ["ORDERS"]) / f"{os.environ['ELEARN_TRAINING']}.{os.environ['ELEARN_ROLE']}-{os.environ['ELEARN_INDEX']}"
-while not order.exists():
-    time.sleep(0.01)
-code = int(order.read_text())
-order.unlink()
-raise SystemExit(code)
-"""  # noqa: E501 - a program's line
+from tests.contract.training_clouds import Cloud, Fake, Kubernetes, Local, Reserving, Watch
+from tests.support.kube_trainings import training_cluster
 
 
-class Cloud(ABC):
-    """A cloud under test, and the hand that ends its tasks' programs."""
-
-    @abstractmethod
-    def driver(self) -> TrainingCloud:
-        """A driver over what is there: called again, it is one that knows nothing of the first."""
-
-    @abstractmethod
-    def end(self, launch: Launch, task: str, code: int) -> None:
-        """Let a task's program end with an exit code."""
-
-    def launch(self, name: str = "t-1", attempt: int = 1, **fields: Any) -> Launch:
-        mounts = fields.pop("plans", ())
-        asked = spec(command=self.command(), env=self.env(), **fields)
-        return Launch(
-            project="p",
-            name=name,
-            attempt=attempt,
-            spec=asked,
-            plan=plan_tasks(asked, TensorFlow()),
-            mounts=mounts,
-        )
-
-    def command(self) -> tuple[str, ...]:
-        return ("wait",)
-
-    def env(self) -> dict[str, str]:
-        return {}
-
-    @abstractmethod
-    def forgotten(self, name: str, cpu: float) -> None:
-        """Resources are handed out to an attempt of which nothing runs."""
-
-    def lose(self, volume: Path) -> None:
-        """A volume is not there any more."""
-        volume.rmdir()
-
-
-class Fake(Cloud):
-    def __init__(self) -> None:
-        self.machines = FakeMachines()
-
-    def driver(self) -> TrainingCloud:
-        return FakeCloud(self.machines)
-
-    def end(self, launch: Launch, task: str, code: int) -> None:
-        self.machines.end((launch.project, launch.name, launch.attempt), task, code)
-
-    def forgotten(self, name: str, cpu: float) -> None:
-        self.machines.launches["p", name, 1] = self.launch(name, roles=Roles(chief=Role(cpu=cpu)))
-
-    def lose(self, volume: Path) -> None:
-        self.machines.gone.add(str(volume))
-
-
-class Local(Cloud):
-    def __init__(self, folder: Path) -> None:
-        self.home = folder / "home"
-        self.orders = folder / "orders"
-        self.orders.mkdir()
-        gpus = tuple(Gpu(index=i, uuid=f"fake-{i}", name="fake", memory=2**34) for i in range(2))
-        self.ledger = Ledger(self.home / "ledger.json", Machine(cpu=4, memory=2**33, gpus=gpus))
-        self.archives: dict[str, Path] = {}
-
-    def driver(self) -> LocalCloud:
-        return LocalCloud(self.home, self.ledger, TensorFlow(), self._code, grace=2, restarts=3)
-
-    def forgotten(self, name: str, cpu: float) -> None:
-        self.ledger.acquire(owner("p", name, 1), [Request(task="chief-0", cpu=cpu)])
-
-    async def _code(self, _: str, digest: str) -> AsyncIterator[bytes]:
-        yield await asyncio.to_thread(self.archives[digest].read_bytes)
-
-    def command(self) -> tuple[str, ...]:
-        return ("python", "-c", WAIT_FOR_ORDERS)
-
-    def env(self) -> dict[str, str]:
-        return {"ORDERS": str(self.orders)}
-
-    def end(self, launch: Launch, task: str, code: int) -> None:
-        order = self.orders / f".{task}"
-        order.write_text(str(code))
-        order.rename(self.orders / f"{launch.name}.{task}")
-
-
-@pytest.fixture(params=["fake", "local"])
+@pytest.fixture(params=["fake", "local", "kubernetes"])
 async def cloud(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Cloud]:
     if request.param == "fake":
         yield Fake()
+        return
+    if request.param == "kubernetes":
+        async with training_cluster(cpu="4") as cluster:
+            yield Kubernetes(cluster)
         return
     local = Local(tmp_path)
     yield local
@@ -138,52 +35,6 @@ async def cloud(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         if isinstance(seen, AttemptSeen):
             await local.driver().free(seen.project, seen.name, seen.attempt)
     local.ledger.close()
-
-
-class Watch:
-    """A watch that is read in the background."""
-
-    def __init__(self, driver: TrainingCloud) -> None:
-        self._driver = driver
-        self._changed = asyncio.Condition()
-        self.tasks: dict[tuple[str, int], dict[str, Task]] = {}
-        self.synced = False
-
-    async def __aenter__(self) -> "Watch":
-        self._task = asyncio.create_task(self._read(), name="watch")
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
-
-    async def _read(self) -> None:
-        async with contextlib.aclosing(self._driver.watch()) as watch:  # type: ignore[type-var]
-            async for seen in watch:
-                async with self._changed:
-                    match seen:
-                        case Synced():
-                            self.synced = True
-                        case AttemptSeen():
-                            self.tasks[seen.name, seen.attempt] = {task.name: task for task in seen.tasks}
-                        case AttemptGone():
-                            self.tasks.pop((seen.name, seen.attempt), None)
-                    self._changed.notify_all()
-        raise AssertionError("a watch never ends")
-
-    async def until(self, holds: Any) -> Any:
-        async with asyncio.timeout(15), self._changed:
-            await self._changed.wait_for(lambda: holds(self))
-            return holds(self)
-
-    async def until_task(self, name: str, state: str, training: str = "t-1", attempt: int = 1) -> Task:
-        def find(watch: Watch) -> Task | None:
-            task = watch.tasks.get((training, attempt), {}).get(name)
-            return task if task is not None and task.state == state else None
-
-        found: Task = await self.until(find)
-        return found
 
 
 CLUSTER = Roles(chief=Role(cpu=0.5), worker=Role(cpu=0.5, replicas=2), ps=Role(cpu=0.5))
@@ -266,29 +117,40 @@ async def test_freeing_is_idempotent_and_what_never_was_is_freed(cloud: Cloud) -
     assert await driver.free("p", "nothing-7", 3) == ()
 
 
-async def test_a_gang_gets_all_its_resources_or_none(cloud: Cloud) -> None:
+async def test_a_gang_for_which_there_is_no_room(cloud: Cloud) -> None:
     driver = cloud.driver()
-    await driver.launch(cloud.launch("t-1", roles=Roles(chief=Role(cpu=3))))
-    with pytest.raises(NoRoomLeft):
-        await driver.launch(cloud.launch("t-2", roles=Roles(chief=Role(cpu=1), worker=Role(cpu=1))))
-    await driver.launch(cloud.launch("t-3", roles=Roles(chief=Role(cpu=1))))  # nothing of t-2 is held
-    await driver.free("p", "t-1", 1)
-    await driver.launch(cloud.launch("t-2", roles=Roles(chief=Role(cpu=1), worker=Role(cpu=1))))
+    gang = cloud.launch("t-2", roles=Roles(chief=Role(cpu=1), worker=Role(cpu=1)))
+    async with Watch(driver) as watch:
+        await driver.launch(cloud.launch("t-1", roles=Roles(chief=Role(cpu=3))))
+        await watch.until_task("chief-0", "running", "t-1")
+        if cloud.reserves:
+            with pytest.raises(NoRoomLeft):
+                await driver.launch(gang)
+            await driver.launch(cloud.launch("t-3", roles=Roles(chief=Role(cpu=1))))  # nothing of t-2 is held
+        else:
+            await driver.launch(gang)
+            waiting = await watch.until(
+                lambda it: next(
+                    (task for task in it.tasks.get(("t-2", 1), {}).values() if "no node takes it" in task.reason), None
+                )
+            )
+            assert waiting.state == "starting"
+        await driver.free("p", "t-1", 1)
+        await driver.launch(gang)
+        for task in ("chief-0", "worker-0"):
+            await watch.until_task(task, "running", "t-2")
 
 
 async def test_what_can_never_start_leaves_nothing_behind(cloud: Cloud, tmp_path: Path) -> None:
     driver = cloud.driver()
-    volume = tmp_path / "volume"
-    volume.mkdir()
-    mount = MountPlan(datastore="d", path="data", volume=LocalVolume(path=str(volume)))
-    cloud.lose(volume)
+    launch, words = cloud.hopeless(tmp_path)
     async with Watch(driver) as watch:
         await watch.until(lambda it: it.synced)
-        with pytest.raises(CannotLaunch, match="'d' is not there"):
-            await driver.launch(cloud.launch(roles=Roles(chief=Role(cpu=4)), plans=(mount,)))
+        with pytest.raises(CannotLaunch, match=words):
+            await driver.launch(launch)
         await driver.launch(cloud.launch("t-2", roles=Roles(chief=Role(cpu=4))))
         await watch.until_task("chief-0", "running", "t-2")
-        assert set(watch.tasks) == {("t-2", 1)}
+        await watch.until(lambda it: set(it.tasks) == {("t-2", 1)})
 
 
 async def test_another_driver_finds_what_runs(cloud: Cloud) -> None:
@@ -337,15 +199,22 @@ async def test_no_capacity_is_lost_over_many_attempts(cloud: Cloud) -> None:
 
 async def test_what_nobody_knows_is_given_back_and_what_runs_is_not(cloud: Cloud) -> None:
     driver = cloud.driver()
-    await driver.launch(cloud.launch("t-1", roles=Roles(chief=Role(cpu=1))))
-    cloud.forgotten("t-9", cpu=2)
-    await driver.settle(frozenset({("p", "t-9", 1)}))
-    with pytest.raises(NoRoomLeft):
+    async with Watch(driver) as watch:
+        await driver.launch(cloud.launch("t-1", roles=Roles(chief=Role(cpu=1))))
+        started = (await watch.until_task("chief-0", "running")).started_at
+        if isinstance(cloud, Reserving):
+            cloud.forgotten("t-9", cpu=2)
+            await driver.settle(frozenset({("p", "t-9", 1)}))
+            with pytest.raises(NoRoomLeft):
+                await driver.launch(cloud.launch("t-2", roles=Roles(chief=Role(cpu=3))))
+            await driver.settle(frozenset())
+            with pytest.raises(NoRoomLeft):
+                await driver.launch(cloud.launch("t-2", roles=Roles(chief=Role(cpu=4))))
+        else:
+            await driver.settle(frozenset())  # what there is can be seen: whoever leads frees what nobody asks for
         await driver.launch(cloud.launch("t-2", roles=Roles(chief=Role(cpu=3))))
-    await driver.settle(frozenset())
-    with pytest.raises(NoRoomLeft):
-        await driver.launch(cloud.launch("t-2", roles=Roles(chief=Role(cpu=4))))
-    await driver.launch(cloud.launch("t-2", roles=Roles(chief=Role(cpu=3))))
+        await watch.until_task("chief-0", "running", "t-2")
+        assert (await watch.until_task("chief-0", "running")).started_at == started
 
 
 # -- what the local driver does beyond -------------------------------------------------------------

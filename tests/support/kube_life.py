@@ -39,6 +39,9 @@ class ClusterLife:
         scheduling: pods get the first node that has room, else a condition that says why not.
         binding: claims are bound as soon as they are made.
         deploying: pods of Deployments run and are ready at once.
+
+    Attributes:
+        refusing: why pods of Jobs may not be made; "": they may. :meth:`permit` takes it back.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class ClusterLife:
         self.scheduling = scheduling
         self.binding = binding
         self.deploying = deploying
+        self.refusing = ""
         self._news: deque[tuple[Resource, Document | None, Document | None]] = deque()
         self._working = False
         self._of_job: dict[tuple[str, str], set[str]] = {}
@@ -209,6 +213,12 @@ class ClusterLife:
             change["containerStatuses"] = self._containers(pod, terminated, ready=False)
         self._status(pod, change)
 
+    def permit(self) -> None:
+        """Pods may be made again; Jobs try again."""
+        self.refusing = ""
+        for job in self.store.all(JOBS):
+            self._follow_job(job)
+
     # -- stories of other things --------------------------------------------------------------------------------------
 
     def deadline(self, job: str, *, namespace: str = "default") -> None:
@@ -292,6 +302,11 @@ class ClusterLife:
 
     def _make_pod(self, job: Document, index: int, *, failures: int = 0) -> None:
         metadata, spec = job["metadata"], job["spec"]
+        if spec.get("suspend"):
+            return
+        if self.refusing:
+            self.event(JOBS, metadata["name"], "FailedCreate", self.refusing, namespace=metadata["namespace"])
+            return
         template = spec["template"]
         name = metadata["name"]
         indexed = spec.get("completionMode") == "Indexed"

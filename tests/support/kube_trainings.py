@@ -11,8 +11,8 @@ import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
+from aiohttp import web
 from msgspec.structs import replace
-from services.scheduler.cloud.kubernetes.logs import TaskLogs
 
 from services.scheduler.cloud.kubernetes.boards import Boards
 from services.scheduler.cloud.kubernetes.code import CodeDelivery
@@ -30,6 +30,7 @@ from services.scheduler.cloud.kubernetes.identity import (
     service_name,
     task_of,
 )
+from services.scheduler.cloud.kubernetes.logs import TaskLogs
 from services.scheduler.cloud.kubernetes.manifests import Setting
 from services.scheduler.cloud.kubernetes.nodes import Nodes
 from services.scheduler.cloud.kubernetes.options import TrainingOptions
@@ -195,12 +196,37 @@ class TaskKubelet:
         return found if found is not None and found["metadata"]["uid"] == uid else None
 
 
+def _nothing() -> None:
+    """Nobody dies."""
+
+
 def _task(pod: Document) -> Task:
     labels = pod["metadata"]["labels"]
     key, task = attempt_of(labels), task_of(labels)
     assert key is not None
     assert task is not None
     return (*key, f"{task[0]}-{task[1]}")
+
+
+class Crashing(KubeServer):
+    """An API whose clients die: after their n-th write from :meth:`after` on was done, before they hear of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._left = 0
+        self._die: Callable[[], object] = _nothing
+
+    def after(self, writes: int, die: Callable[[], object]) -> None:
+        self._left, self._die = writes, die
+
+    async def _route(self, request: web.Request) -> Any:
+        answer = await super()._route(request)
+        if request.method != "GET" and self._left:
+            self._left -= 1
+            if not self._left:
+                self._die()
+                await asyncio.sleep(3600)  # nobody hears this any more
+        return answer
 
 
 class CodeInMemory:
@@ -249,8 +275,9 @@ class TrainingCluster:
         settings: ProjectSettings | None = None,
         restarts: int = 3,
         grace: float = 2.0,
+        background: bool = True,
     ) -> KubernetesTrainings:
-        """A driver that knows nothing of earlier ones; what has to go on beside it does."""
+        """A driver that knows nothing of earlier ones; what has to go on beside it does, unless it dies soon."""
         cluster, settings = cluster or self.cluster, settings or ProjectSettings()
         projects = Projects(cluster, settings)
         driver = KubernetesTrainings(
@@ -266,8 +293,9 @@ class TrainingCluster:
             nodes=Nodes(cluster, settings),
             boards=Boards(cluster, settings, options, projects),
         )
-        for name, work in {**driver.everywhere(), **driver.leading()}.items():
-            self._supervisor.forever(name, work())
+        if background:
+            for name, work in {**driver.everywhere(), **driver.leading()}.items():
+                self._supervisor.forever(name, work())
         return driver
 
     def left(self, namespace: str = NAMESPACE) -> dict[str, int]:
@@ -291,6 +319,7 @@ async def training_cluster(
             made = TrainingCluster(api, controllers, cluster, supervisor)
             try:
                 yield made
+                await supervisor.wait(asyncio.sleep(0))  # raises what has ended a driver's work
             finally:
                 await made.kubelet.aclose()
 
