@@ -1,25 +1,20 @@
-"""Into running pods: a local port that leads to one of theirs, and commands run beside their processes.
+"""Commands run in pods, beside their processes.
 
-Both go through the API server, so that they work from wherever it can be reached. RBAC: ``get`` and ``create`` on
-``pods/portforward`` and ``pods/exec``; which of the two is asked for changed between releases.
+They go through the API server, so that they work from wherever it can be reached. RBAC: ``get`` and ``create`` on
+``pods/exec``; which of the two is asked for changed between releases.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Sequence
 from typing import Final
 
 import aiohttp
 import msgspec
-import structlog
 
-from shared.errors import ElearnError, TooLarge, Unsupported
+from shared.errors import TooLarge, Unsupported
 from shared.kube.client import Cluster
 from shared.kube.errors import Status, Unreachable
 
-_log = structlog.get_logger(__name__)
-
-_FORWARD: Final = ("v4.channel.k8s.io",)
 _EXEC: Final = ("v5.channel.k8s.io", "v4.channel.k8s.io")  # v5, from 1.29 on, can tell the end of the input
 _CHUNK: Final = 64 * 1024
 _STDIN, _STDOUT, _STDERR, _ENDED, _CLOSE = 0, 1, 2, 3, 255
@@ -97,84 +92,3 @@ def _exit_code(data: bytes) -> int:
     if status.reason or status.code >= 400:
         raise Unreachable(f"the command could not be run: {status.message}")
     return 0
-
-
-@asynccontextmanager
-async def forwarded(
-    cluster: Cluster, pod: str | Callable[[], Awaitable[str]], port: int, *, namespace: str | None = None
-) -> AsyncGenerator[tuple[str, int], None]:
-    """A local address, on loopback, that leads to a port of a pod for as long as the context lasts.
-
-    Each connection is a WebSocket of its own. One that can't be made is closed at once, and why is logged.
-
-    Args:
-        pod: its name, or what tells the name at each connection, where one pod may follow another.
-    """
-    connections: set[asyncio.Task[None]] = set()
-
-    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        # A task of our own: Python 3.11 takes the cancellation of one of its for an error.
-        task = asyncio.create_task(serve(reader, writer), name=f"forwarded connection to port {port}")
-        connections.add(task)
-        task.add_done_callback(connections.discard)
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        name = pod if isinstance(pod, str) else "?"
-        try:
-            if not isinstance(pod, str):
-                name = await pod()
-            async with cluster.socket(
-                name, "portforward", [("ports", str(port))], _FORWARD, namespace=namespace
-            ) as socket:
-                await _pump(reader, writer, socket)
-        except (ElearnError, ConnectionError) as error:
-            _log.warning("a forwarded connection ended", pod=name, port=port, error=str(error))
-        finally:
-            writer.close()
-            with suppress(ConnectionError):
-                await writer.wait_closed()
-
-    server = await asyncio.start_server(accept, "127.0.0.1", 0)
-    try:
-        host, local, *_ = server.sockets[0].getsockname()
-        yield host, local
-    finally:
-        server.close()
-        for task in tuple(connections):
-            task.cancel()
-        await asyncio.gather(*connections, return_exceptions=True)
-
-
-async def _pump(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, socket: aiohttp.ClientWebSocketResponse
-) -> None:
-    """Bytes both ways, until either side ends."""
-
-    async def up() -> None:
-        while data := await reader.read(_CHUNK):
-            await socket.send_bytes(b"\0" + data)
-
-    async def down() -> None:
-        greeted: set[int] = set()
-        async for message in socket:
-            if message.type != aiohttp.WSMsgType.BINARY or not message.data:
-                continue
-            channel, data = message.data[0], message.data[1:]
-            if channel not in greeted:
-                greeted.add(channel)  # the first message of a channel repeats the port
-                continue
-            if channel == 0:
-                writer.write(data)
-                await writer.drain()
-            elif data:
-                raise Unreachable(data.decode(errors="replace").strip())
-
-    tasks = [asyncio.create_task(up()), asyncio.create_task(down())]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

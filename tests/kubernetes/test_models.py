@@ -12,7 +12,7 @@ import pytest
 
 from elearn import Client
 from elearn.grpc import PredictClient
-from shared.errors import ElearnError
+from shared.errors import Conflict, ElearnError
 from shared.kube.objects import Deployment
 from shared.kube.resources import DEPLOYMENTS
 from tests.kubernetes.live import LiveCluster, until
@@ -42,12 +42,12 @@ def predicted(client: Client) -> float:
     return float(np.asarray(answer.predictions).ravel()[0])
 
 
-def test_a_version_is_downloaded_as_it_was_saved(client: Client, toy: str, tmp_path: Path) -> None:
+def test_a_version_is_downloaded_as_it_was_saved(client: Client, runs: str, toy: str, tmp_path: Path) -> None:
     client.models.download(toy, 1, tmp_path / "one")
     assert (tmp_path / "one" / "saved_model.pb").stat().st_size > 0
-    nowhere = client.models.save(toy, "nothing/here", datastore="runs")
-    failed = client.models.wait(toy, nowhere.number, timeout=120)
-    assert (failed.state, "nothing/here" in failed.reason) == ("failed", True), failed.reason
+    nowhere = client.models.save(toy, "nothing/here", datastore=runs)
+    with pytest.raises(Conflict, match="nothing/here in datastore .*: there is no such folder"):
+        client.models.wait(toy, nowhere.number, timeout=120)
 
 
 def test_a_model_is_served_scaled_and_rolled_without_a_request_lost(
@@ -59,7 +59,7 @@ def test_a_model_is_served_scaled_and_rolled_without_a_request_lost(
     assert predicted(client) == 1.0
     with PredictClient(serving.endpoint.grpc) as grpc:
         answered = grpc.predict(toy, {"x": np.zeros((3, 2), np.float32)})
-    assert answered["y"].ravel().tolist() == [1.0] * 6
+    assert answered.outputs["y"].ravel().tolist() == [1.0] * 6
 
     client.servings.update("toy", replicas=2)
 

@@ -428,6 +428,7 @@ class KubeServer:
             if subresource in ("portforward", "exec") and request.headers.get("Accept") != "*/*":
                 raise ApiError(406, "NotAcceptable", "only the following media types are accepted: */*")
             if subresource == "portforward":
+                store.need(resource, name, namespace)
                 return await self._forward(request, (namespace, name, int(query["ports"])))
             if subresource == "exec":
                 return await self._execute(request, name)

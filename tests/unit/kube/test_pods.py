@@ -1,13 +1,11 @@
-"""Into pods: ports that are forwarded, and commands that are run."""
-
-import asyncio
+"""Commands that are run in pods."""
 
 import pytest
 
 from shared.errors import NotFound, TooLarge, Unsupported
 from shared.kube import Cluster
 from shared.kube.errors import PolicyRefused, Unreachable
-from shared.kube.pods import execute, forwarded
+from shared.kube.pods import execute
 from shared.kube.resources import PODS
 from tests.support.kube_server import KubeServer
 from tests.unit.kube.conftest import client
@@ -60,44 +58,3 @@ async def test_an_expired_token_is_read_again(server: KubeServer) -> None:
         await execute(cluster, "a", ["true"])
         server.tokens = {"new"}
         await execute(cluster, "a", ["true"])
-
-
-async def test_a_port_is_forwarded_for_many_connections(server: KubeServer, cluster: Cluster) -> None:
-    ended = asyncio.Semaphore(0)
-
-    async def shout(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await reader.read(65536):
-            writer.write(data.upper())
-            await writer.drain()
-        writer.close()
-        await writer.wait_closed()
-        ended.release()
-
-    target = await asyncio.start_server(shout, "127.0.0.1", 0)
-    server.ports["default", "a", 8500] = target.sockets[0].getsockname()
-
-    async def talk(word: bytes) -> bytes:
-        reader, writer = await asyncio.open_connection(host, port)
-        heard = b""
-        for _ in range(3):
-            writer.write(word * 50_000)
-            await writer.drain()
-            heard += await reader.readexactly(50_000 * len(word))
-        writer.close()
-        await writer.wait_closed()
-        return heard
-
-    async with asyncio.timeout(20), target, forwarded(cluster, "a", 8500) as (host, port):
-        assert host == "127.0.0.1"
-        heard = await asyncio.gather(*(talk(bytes([letter])) for letter in b"abcd"))
-        assert heard == [bytes([letter]) * 150_000 for letter in b"ABCD"]
-        for _ in range(4):
-            await ended.acquire()  # a connection that is closed here is closed there
-
-
-async def test_a_port_that_nobody_listens_on_closes_the_connection(server: KubeServer, cluster: Cluster) -> None:
-    async with asyncio.timeout(10), forwarded(cluster, "a", 1) as (host, port):
-        reader, writer = await asyncio.open_connection(host, port)
-        assert await reader.read() == b""
-        writer.close()
-        await writer.wait_closed()

@@ -44,7 +44,8 @@ def needed(room: str, cluster: Cluster, settings: ProjectSettings) -> Sequence[R
         return KubernetesJobs(cluster, settings, JobOptions(kubernetes_model_store="host:/srv/models")).rights()
     if room == "scheduler":
         return trainings(cluster, settings).rights()
-    return KubernetesServings(cluster, settings, ServingOptions(), SERVER).rights()
+    servings = ServingOptions(kubernetes_serving_access="service")
+    return KubernetesServings(cluster, settings, servings, SERVER).rights()
 
 
 def trainings(cluster: Cluster, settings: ProjectSettings) -> KubernetesTrainings:

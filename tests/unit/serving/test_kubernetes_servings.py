@@ -164,7 +164,7 @@ def test_where_a_serving_is_reached(seen: SeenService | None, endpoint: tuple[st
 def look(
     *pods: Pod, seen: SeenService | None = None, deployment: KubeDeployment | None = None, **more: Any
 ) -> Observed:
-    settings = {"refused": None, "autoscaled": False, **more}
+    settings = {"refused": None, "ports": None, "autoscaled": False, **more}
     options = replace(OWN, kubernetes_serving_host="nodes.example")
     return observe(service=seen, deployment=deployment, pods=pods, now=NOW, options=options, server=SERVER, **settings)
 

@@ -9,11 +9,10 @@ import structlog
 from services.scheduler.cloud.kubernetes.board_manifests import PORT
 from shared.errors import Unavailable
 from shared.kube.client import Cluster
+from shared.kube.forwarding import ReadyPods, forwarded
 from shared.kube.merge import Mirror
 from shared.kube.objects import Partial, Pod
-from shared.kube.pods import forwarded
 from shared.kube.resources import DEPLOYMENTS, PODS
-from shared.kube.states import is_ready
 from shared.kube.watch import watch
 
 _log = structlog.get_logger(__name__)
@@ -34,8 +33,7 @@ class BoardForward:
         self._name = name
         self._namespace = namespace
         self._labels = dict(labels)
-        self._pod = ""
-        self._changed = asyncio.Event()
+        self._pods = ReadyPods(f"TensorBoard {name}", patience=_POD_SECONDS)
         self._listening: asyncio.Future[tuple[str, int]] = asyncio.get_running_loop().create_future()
         self._task = asyncio.create_task(self._run(), name=f"port of TensorBoard {name}")
         self._task.add_done_callback(self._ended)
@@ -63,7 +61,7 @@ class BoardForward:
         await asyncio.gather(self._task, return_exceptions=True)
 
     async def _run(self) -> None:
-        async with forwarded(self._cluster, self._ready_pod, PORT, namespace=self._namespace) as address:
+        async with forwarded(self._cluster, self._pods, PORT, namespace=self._namespace) as address:
             self._listening.set_result(address)
             await self._follow()
 
@@ -74,26 +72,13 @@ class BoardForward:
         async with contextlib.aclosing(watching) as told:
             async for each in told:
                 pods.take(each)
-                self._pod = next((pod.metadata.name for pod in pods if is_ready(pod)), "")
-                if self._pod:
-                    self._changed.set()
-                else:
-                    self._changed.clear()
+                self._pods.show(pods)
                 if pods.synced and not len(pods) and await self._is_closed():
                     return
 
     async def _is_closed(self) -> bool:
         found = await self._cluster.get(DEPLOYMENTS, self._name, Partial, namespace=self._namespace)
         return found is None or found.metadata.deletion_timestamp is not None
-
-    async def _ready_pod(self) -> str:
-        try:
-            async with asyncio.timeout(_POD_SECONDS):
-                while not self._pod:
-                    await self._changed.wait()
-        except TimeoutError:
-            raise Unavailable(f"no pod of TensorBoard {self._name} is up") from None
-        return self._pod
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         if not self._listening.done():

@@ -1,12 +1,14 @@
 """The Kubernetes serving cloud: a Deployment behind a Service for each serving, in the namespace of its project."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Final, TypeVar
 
 import structlog
 
+from services.serving.cloud.kubernetes.forwards import Forwards, LocalPorts, Wanted
 from services.serving.cloud.kubernetes.manifests import (
     ROOM_NAME,
+    SERVING,
     UID,
     autoscaler_manifest,
     deployment_manifest,
@@ -83,7 +85,8 @@ class KubernetesServings:
         *,
         look_often: float = _LOOK_OFTEN,
     ) -> None:
-        if options.kubernetes_serving_service == "NodePort" and not options.kubernetes_serving_host:
+        told = options.kubernetes_serving_access != "forward"
+        if told and options.kubernetes_serving_service == "NodePort" and not options.kubernetes_serving_host:
             raise Unsupported(
                 "ELEARN_KUBERNETES_SERVING_HOST: say at which name or address of the nodes clients reach servings"
             )
@@ -107,6 +110,9 @@ class KubernetesServings:
             *rights_to("list watch", PODS, places=places),
             *rights_to("list", NODES),
         ]
+        if self._options.forwarding(self._cluster.home):
+            # Which of the two is asked for changed between releases.
+            needed += rights_to("get create", PODS, places=places, subresource="portforward")
         if self._settings.kubernetes_create_namespaces:
             needed += rights_to("get create patch", NAMESPACES)
         return needed
@@ -166,7 +172,7 @@ class KubernetesServings:
         deployments: Mirror[KubeDeployment] = Mirror()
         pods: Mirror[Pod] = Mirror()
         synced = False
-        async with Follower() as follower:
+        async with Forwards(self._cluster) as forwards, Follower() as follower:
             self._follow(follower, services, SERVICES, SeenService)
             self._follow(follower, deployments, DEPLOYMENTS, KubeDeployment)
             self._follow(follower, pods, PODS, Pod)
@@ -178,7 +184,10 @@ class KubernetesServings:
                     await follower.changed(pause)
                     if not follower.synced:
                         continue
-                    seen = self._look(services, deployments, pods)
+                    pods_of = _by_uid(pods)
+                    if self._options.forwarding(self._cluster.home):
+                        await forwards.follow(_endpoints(services, pods_of))
+                    seen = self._look(services, deployments, pods_of, forwards.ports)
                     unready = any(each.state != "ready" for observed in seen.values() for each in observed.replicas)
                     pause = self._look_often if unready else _LOOK_SELDOM
                     for uid in [uid for uid in told if uid not in seen]:
@@ -240,13 +249,14 @@ class KubernetesServings:
         self._autoscaled.update(each.metadata.labels.get(UID, "") for each in found)
 
     def _look(
-        self, services: Mirror[SeenService], deployments: Mirror[KubeDeployment], pods: Mirror[Pod]
+        self,
+        services: Mirror[SeenService],
+        deployments: Mirror[KubeDeployment],
+        pods_of: Mapping[str, Sequence[Pod]],
+        ports: Mapping[str, LocalPorts],
     ) -> dict[str, Observed]:
         service_of = {each.metadata.labels.get(UID, ""): each for each in services}
         deployment_of = {each.metadata.labels.get(UID, ""): each for each in deployments}
-        pods_of: dict[str, list[Pod]] = {}
-        for pod in pods:
-            pods_of.setdefault(pod.metadata.labels.get(UID, ""), []).append(pod)
         uids = {*service_of, *deployment_of, *pods_of, *self._refused} - {""}
         moment = now()
         return {
@@ -255,6 +265,7 @@ class KubernetesServings:
                 deployment=deployment_of.get(uid),
                 pods=pods_of.get(uid, []),
                 refused=self._refused.get(uid),
+                ports=ports.get(uid),
                 autoscaled=uid in self._autoscaled,
                 now=moment,
                 options=self._options,
@@ -288,3 +299,23 @@ class KubernetesServings:
     def _ring(self) -> None:
         for follower in self._followers:
             follower.ring()
+
+
+def _by_uid(pods: Iterable[Pod]) -> dict[str, list[Pod]]:
+    found: dict[str, list[Pod]] = {}
+    for pod in pods:
+        found.setdefault(pod.metadata.labels.get(UID, ""), []).append(pod)
+    return found
+
+
+def _endpoints(services: Iterable[SeenService], pods_of: Mapping[str, Sequence[Pod]]) -> dict[str, Wanted]:
+    """What has a Service that is not on its way out."""
+    wanted = {}
+    for service in services:
+        about = service.metadata
+        uid = about.labels.get(UID, "")
+        if uid and about.deletion_timestamp is None:
+            wanted[uid] = Wanted(
+                what=about.labels.get(SERVING, uid), namespace=about.namespace, pods=pods_of.get(uid, ())
+            )
+    return wanted

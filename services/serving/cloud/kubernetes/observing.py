@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
 
+from services.serving.cloud.kubernetes.forwards import LocalPorts
 from services.serving.cloud.kubernetes.manifests import GRPC, MODEL, REST, REVISION
 from services.serving.cloud.kubernetes.options import ServerOptions, ServingOptions
 from services.serving.model import Observed, Replica
@@ -44,6 +45,7 @@ def observe(
     deployment: KubeDeployment | None,
     pods: Sequence[Pod],
     refused: Replica | None,
+    ports: LocalPorts | None,
     autoscaled: bool,
     now: datetime,
     options: ServingOptions,
@@ -53,6 +55,7 @@ def observe(
 
     Args:
         refused: stands for a revision that the cluster does not take.
+        ports: of this machine that lead to it, where clients use such.
         autoscaled: the cluster decides how many replicas there are.
     """
     living = [pod for pod in pods if pod.metadata.deletion_timestamp is None and not is_over(pod)]
@@ -64,17 +67,19 @@ def observe(
     wanted = deployment.spec.replicas if deployment is not None and autoscaled else None
     return Observed(
         replicas=(*replicas, refused) if refused is not None else tuple(replicas),
-        endpoint=endpoint_of(service, options) if service is not None else None,
+        endpoint=endpoint_of(service, options, ports) if service is not None else None,
         waiting=waiting,
         wanted=wanted,
     )
 
 
-def endpoint_of(service: SeenService, options: ServingOptions) -> Endpoint | None:
+def endpoint_of(service: SeenService, options: ServingOptions, local: LocalPorts | None = None) -> Endpoint | None:
     """Where a serving is reached; None while its address is not known."""
     model = service.metadata.annotations.get(MODEL, "")
     host, grpc, rest = "", GRPC, REST
     match service.spec.type:
+        case _ if local is not None:
+            host, grpc, rest = local
         case "NodePort":
             ports = {port.port: port.node_port for port in service.spec.ports}
             host, grpc, rest = options.kubernetes_serving_host, ports.get(GRPC, 0), ports.get(REST, 0)

@@ -15,7 +15,11 @@ class ServingOptions(msgspec.Struct, frozen=True, kw_only=True):
         kubernetes_serving_server: which server answers: TensorFlow Serving, or elearn's own, which can also spread
             requests over versions.
         kubernetes_serving_image: its image; not set: ``tensorflow/serving``, or elearn's own.
-        kubernetes_serving_service: how servings are reached: ``ClusterIP`` from inside the cluster alone,
+        kubernetes_serving_access: which endpoint is told: that of the Service (``service``), or ports of this machine
+            that lead to the replicas through the API server (``forward``); not set: the latter where elearn runs
+            outside the cluster and the Service is of type ``ClusterIP``. With it, one serving service runs, beside
+            those who ask: nobody else reaches its ports.
+        kubernetes_serving_service: the type of Services: ``ClusterIP`` is reached from inside the cluster alone,
             ``NodePort`` at ports of the nodes, ``LoadBalancer`` at an address that the cluster's provider gives.
         kubernetes_serving_host: with ``NodePort``, a name or address of the nodes that clients reach.
         kubernetes_cluster_domain: what names in the cluster end with.
@@ -26,11 +30,22 @@ class ServingOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     kubernetes_serving_server: Literal["tensorflow-serving", "elearn"] = "tensorflow-serving"
     kubernetes_serving_image: str = ""
+    kubernetes_serving_access: Literal["", "service", "forward"] = ""
     kubernetes_serving_service: Literal["ClusterIP", "NodePort", "LoadBalancer"] = "ClusterIP"
     kubernetes_serving_host: str = ""
     kubernetes_cluster_domain: str = "cluster.local"
     kubernetes_serving_image_seconds: float = 60.0
     kubernetes_serving_stop_seconds: int = 10
+
+    def forwarding(self, home: str) -> bool:
+        """Whether servings are reached by ports of this machine.
+
+        Args:
+            home: the namespace of the pod that elearn runs in; "": it runs outside the cluster.
+        """
+        if self.kubernetes_serving_access:
+            return self.kubernetes_serving_access == "forward"
+        return not home and self.kubernetes_serving_service == "ClusterIP"
 
     @property
     def own_server(self) -> bool:
