@@ -12,6 +12,7 @@ from services.api.contracts import documents
 from services.api.gateway import Gateway
 from services.api.listener import listen
 from services.api.model import digest_of
+from services.api.resolver import HastyResolver
 from services.api.routes.everything import ROUTES
 from services.api.routes.projects import ensure_default
 from services.api.settings import Settings
@@ -37,7 +38,7 @@ async def compose(platform: Platform, settings: Settings) -> Room:
     await ensure_default(platform.database, platform.outbox)
     client = aiohttp.ClientSession(
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=_QUIET_SECONDS),
-        connector=aiohttp.TCPConnector(limit=0, limit_per_host=100),
+        connector=aiohttp.TCPConnector(limit=0, limit_per_host=100, resolver=HastyResolver()),
         cookie_jar=aiohttp.DummyCookieJar(),
         trust_env=False,
     )

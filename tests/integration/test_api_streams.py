@@ -283,6 +283,15 @@ async def test_predictions_go_to_the_serving_and_its_errors_come_back_as_problem
     assert (await api.ask("GET", f"{serving}:predict"))[0] == 405
 
 
+async def test_a_serving_whose_name_is_not_known_here_is_told_with_what_to_do(api: Door) -> None:
+    await api.ask("POST", f"{BASE}/servings", json={"name": "digits", "model": "digits", "version": 1})
+    api.rooms.endpoint = Endpoint(grpc="digits.invalid:8500", rest="http://digits.invalid:8501/v1/models/digits")
+    status, problem, _ = await api.ask("POST", f"{BASE}/servings/digits:predict", json={"instances": [1]})
+    assert status == 503
+    assert "answers at digits.invalid, a name that is not known" in problem["detail"]
+    assert "ELEARN_KUBERNETES_SERVING_ACCESS" in problem["detail"]
+
+
 async def test_a_board_is_behind_a_token_that_becomes_a_cookie(api: Door) -> None:
     seen: list[web.Request] = []
 

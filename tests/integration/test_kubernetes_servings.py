@@ -1,23 +1,28 @@
 """Stories of servings on an emulated cluster."""
 
-from collections.abc import AsyncIterator
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import pytest
 from msgspec.structs import replace
 
 from services.serving.cloud.kubernetes import KubernetesServings
+from services.serving.cloud.kubernetes.manifests import GRPC, REST, REVISION
 from services.serving.cloud.port import Deployment
 from services.serving.model import Source
 from shared.contracts.serving import ServingSpec
 from shared.errors import Unavailable, Unsupported
 from shared.kube import Cluster
-from shared.kube.resources import AUTOSCALERS, DEPLOYMENTS, DISRUPTION_BUDGETS, PODS, SERVICES
+from shared.kube.resources import AUTOSCALERS, DEPLOYMENTS, DISRUPTION_BUDGETS, PODS, SERVICES, Resource
 from tests.contract.test_serving_cloud import leading, settled
 from tests.support.kube_kubelet import PodServer, emulated
 from tests.support.kube_life import ClusterLife
 from tests.support.kube_servings import MODELS, NAMESPACE, ModelServers, servings_on
+from tests.support.kube_store import Document
 
 KINDS = (SERVICES, DEPLOYMENTS, DISRUPTION_BUDGETS, AUTOSCALERS, PODS)
 ONE = Deployment(
@@ -164,3 +169,80 @@ async def test_traffic_is_split_by_our_own_server_alone(bench: Bench) -> None:
 async def test_nodes_that_clients_reach_have_to_be_named(bench: Bench) -> None:
     with pytest.raises(Unsupported, match="ELEARN_KUBERNETES_SERVING_HOST"):
         servings_on(bench.cluster, kubernetes_serving_service="NodePort")
+
+
+# -- reached from outside the cluster ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def answering(bench: Bench) -> AsyncIterator[None]:
+    """Every pod tells the revision that it is of, to whoever connects."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        def answers(words: str) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], None]:
+            def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                writer.write(words.encode())
+                writer.close()
+
+            return answer
+
+        listening = {
+            revision: await stack.enter_async_context(
+                await asyncio.start_server(answers(f"revision {revision}"), "127.0.0.1", 0)
+            )
+            for revision in (1, 2)
+        }
+
+        def written(resource: Resource, _: object, pod: Document | None) -> None:
+            if resource == PODS and pod is not None:
+                about = pod["metadata"]
+                server = listening[int(about["labels"][REVISION])]
+                for port in (GRPC, REST):
+                    bench.server.ports[about["namespace"], about["name"], port] = server.sockets[0].getsockname()
+
+        bench.server.store.on_write.append(written)
+        yield
+
+
+async def heard(address: str) -> str:
+    url = urlsplit(address if "//" in address else f"//{address}")
+    reader, writer = await asyncio.open_connection(url.hostname, url.port)
+    try:
+        return (await reader.read()).decode()
+    finally:
+        writer.close()
+
+
+@pytest.mark.usefixtures("answering")
+async def test_outside_the_cluster_a_serving_answers_at_ports_of_this_machine_that_stay(bench: Bench) -> None:
+    async with leading(bench.cloud) as watching, asyncio.timeout(20):
+        await bench.cloud.apply(ONE)
+        endpoint = (await watching.until(settled(1, 2))).endpoint
+        assert endpoint is not None
+        assert endpoint.rest.startswith("http://127.0.0.1:")
+        assert endpoint.rest.endswith("/v1/models/digits")
+        for address in (endpoint.grpc, endpoint.rest) * 2:
+            assert await heard(address) == "revision 1"
+        await bench.cloud.apply(replace(ONE, revision=2))
+        assert (await watching.until(settled(2, 2))).endpoint == endpoint
+        for address in (endpoint.grpc, endpoint.rest) * 2:
+            assert await heard(address) == "revision 2"
+    with pytest.raises(OSError, match="onnect"):
+        await heard(endpoint.grpc)
+    again = servings_on(bench.cluster)
+    async with leading(again) as watching, asyncio.timeout(20):
+        assert (await watching.until(settled(2, 2))).endpoint == endpoint
+        assert await heard(endpoint.rest) == "revision 2"
+        await again.remove(ONE.uid)
+        await watching.gone()
+        with pytest.raises(OSError, match="onnect"):
+            await heard(endpoint.rest)
+
+
+async def test_who_wants_the_address_of_the_service_gets_it(bench: Bench) -> None:
+    cloud = servings_on(bench.cluster, kubernetes_serving_access="service")
+    async with leading(cloud) as watching:
+        await cloud.apply(ONE)
+        endpoint = (await watching.until(settled(1, 2))).endpoint
+        assert endpoint is not None
+        assert f".{NAMESPACE}.svc.cluster.local:" in endpoint.grpc

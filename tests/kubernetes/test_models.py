@@ -46,7 +46,7 @@ def test_a_version_is_downloaded_as_it_was_saved(client: Client, runs: str, toy:
     client.models.download(toy, 1, tmp_path / "one")
     assert (tmp_path / "one" / "saved_model.pb").stat().st_size > 0
     nowhere = client.models.save(toy, "nothing/here", datastore=runs)
-    with pytest.raises(Conflict, match="nothing/here in datastore .*: there is no such folder"):
+    with pytest.raises(Conflict, match=r"nothing/here in datastore .*: there is no such folder"):
         client.models.wait(toy, nowhere.number, timeout=120)
 
 

@@ -69,6 +69,10 @@ async def _ask_last(
     except aiohttp.ClientConnectionError as error:
         _forget(call)
         _log.info("serving is away", serving=call.name, error=repr(error))
+        if isinstance(error, aiohttp.ClientConnectorDNSError):
+            words = f"serving {call.name!r} answers at {error.host}, a name that is not known where the gateway runs"
+            advice = "outside the cluster set ELEARN_KUBERNETES_SERVING_ACCESS to forward"
+            raise Unavailable(f"{words}; {advice}", retry=30) from error
         raise Unavailable(f"serving {call.name!r} does not answer now; try again", retry=1) from error
 
 

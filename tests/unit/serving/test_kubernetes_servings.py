@@ -1,13 +1,14 @@
 """Servings on Kubernetes: manifests and how they stand. Tables."""
 
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pytest
 from msgspec.structs import replace
 
 from services.serving.cloud.kubernetes import ServerOptions, ServingOptions
+from services.serving.cloud.kubernetes.forwards import LocalPorts, preferred
 from services.serving.cloud.kubernetes.manifests import (
     CONFIG,
     REVISION,
@@ -161,6 +162,12 @@ def test_where_a_serving_is_reached(seen: SeenService | None, endpoint: tuple[st
         assert found == Endpoint(grpc=grpc, rest=f"http://{host}:{rest}/v1/models/digits")
 
 
+@pytest.mark.parametrize("kind", ["ClusterIP", "NodePort", "LoadBalancer"])
+def test_local_ports_go_before_the_address_of_the_service(kind: str) -> None:
+    found = look(seen=service(kind), ports=LocalPorts(host="127.0.0.1", grpc=18001, rest=18002)).endpoint
+    assert found == Endpoint(grpc="127.0.0.1:18001", rest="http://127.0.0.1:18002/v1/models/digits")
+
+
 def look(
     *pods: Pod, seen: SeenService | None = None, deployment: KubeDeployment | None = None, **more: Any
 ) -> Observed:
@@ -232,3 +239,32 @@ def test_what_a_serving_waits_for() -> None:
     assert look(deployment=deployment, autoscaled=True).wanted == 4
     refused = Replica(revision=4, state="failing", reason="no")
     assert look(refused=refused).replicas == (refused,)
+
+
+@pytest.mark.parametrize(
+    ("access", "service", "home", "forwarding"),
+    [
+        ("", "ClusterIP", "", True),
+        ("", "ClusterIP", "elearn", False),
+        ("", "NodePort", "", False),
+        ("", "LoadBalancer", "", False),
+        ("service", "ClusterIP", "", False),
+        ("forward", "ClusterIP", "elearn", True),
+        ("forward", "NodePort", "", True),
+    ],
+)
+def test_when_local_ports_lead_to_servings(
+    access: Literal["", "service", "forward"],
+    service: Literal["ClusterIP", "NodePort", "LoadBalancer"],
+    home: str,
+    forwarding: bool,
+) -> None:
+    options = ServingOptions(kubernetes_serving_access=access, kubernetes_serving_service=service)
+    assert options.forwarding(home) is forwarding
+
+
+def test_local_ports_of_a_serving_are_always_the_same_and_those_of_others_differ() -> None:
+    assert preferred("a", 8500) == preferred("a", 8500)
+    found = {preferred(uid, port) for uid in "abcdefgh" for port in (8500, 8501)}
+    assert len(found) == 16
+    assert all(18000 <= port < 28000 for ports in found for port in ports)
