@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _LOOK_SECONDS: Final = 0.5
 _LAST_WORDS_SECONDS: Final = 10.0
+_SAVE_SECONDS: Final = 600.0
 _PREFIX: Final = re.compile(r"\[([a-z]+)-(\d+)\] ")
 _COLOURS: Final = {"chief": 36, "worker": 32, "ps": 35, "evaluator": 33}
 
@@ -81,7 +82,21 @@ def _follow(client: "Client", name: str, out: TextIO) -> "Training":
             if not reading:
                 time.sleep(_LOOK_SECONDS)
         steps.keep(_summary(training))
+        if training.state == "succeeded" and training.spec.save is not None:
+            steps.say(f"saving model {training.spec.save.model}")
+            steps.keep(_saved(client, training.name, training.spec.save.model))
     return training
+
+
+def _saved(client: "Client", training: str, model: str) -> str:
+    """How saving the training's model ended; whether the training succeeded is not asked here any more."""
+    from shared.errors import ElearnError
+
+    try:
+        version = client.models.wait_saved(model, training, timeout=_SAVE_SECONDS)
+    except ElearnError as error:
+        return error.detail
+    return f"saved as version {version.number} of model {model}"
 
 
 @contextmanager

@@ -78,8 +78,9 @@ def _warn_of_login(home: Path) -> None:
 def down(home: Home = None, output: Output = Format.table) -> None:
     """End everything of `elearn up`, tasks included.
 
-    Data stays.
+    Data stays; so does what runs in a cluster, and `elearn up` takes it up again.
     """
+    from elearn.up import cloud
     from elearn.up import down as bring_down
 
     with Steps() as steps:
@@ -87,6 +88,8 @@ def down(home: Home = None, output: Output = Format.table) -> None:
         ended = bring_down(home)
     if not show(output, {"ended": ended}):
         write("elearn is down" if ended else "elearn was not up")
+        if ended and cloud(home) != "local":
+            write("What runs in the cluster goes on; `elearn up` takes it up again.")
 
 
 def status(home: Home = None, output: Output = Format.table) -> None:

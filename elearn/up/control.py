@@ -160,8 +160,20 @@ def down(home: Path | None = None) -> bool:
         was_up |= leftovers.end_processes(place, known)
         leftovers.end_tasks(place)
         if known is not None and known.services:
-            write_atomically(place.state, msgspec.json.encode(State(ports=known.ports)))
+            write_atomically(place.state, msgspec.json.encode(State(ports=known.ports, cloud=known.cloud)))
     return was_up
+
+
+def cloud(home: Path | None = None) -> str:
+    """Where tasks run, or ran when the platform was up; ``local``, where nothing is known.
+
+    Raises:
+        HomeError: the record of what runs is damaged, or somebody else's.
+    """
+    place = Home.find(home)
+    with _in_words(place):
+        known = read_struct(place.state, State) if place.root.is_dir() else None
+    return known.cloud if known is not None else "local"
 
 
 @contextlib.contextmanager

@@ -37,6 +37,8 @@ class State(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     supervisor: ProcessIdentity | None = None
     """None once it was taken down in an orderly way; clients read it to tell that from a crash."""
     services: tuple[ServiceState, ...] = ()
+    cloud: str = "local"
+    """Where tasks run: what runs elsewhere than on this machine goes on when the platform is taken down."""
 
 
 class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):

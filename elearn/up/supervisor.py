@@ -155,6 +155,7 @@ class Supervisor:
             ports=self._ports,
             supervisor=None if ended else identify(os.getpid()),
             services=tuple(each.state for each in self._managed),
+            cloud=os.environ.get("ELEARN_CLOUD") or "local",
         )
         try:
             write_atomically(self._home.state, msgspec.json.encode(state), durable=must)

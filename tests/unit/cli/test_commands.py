@@ -8,13 +8,16 @@ from pathlib import Path
 import msgspec
 import pytest
 import yaml
+from msgspec.structs import replace
 
-from shared.contracts.model import Version
+from shared.contracts.common import Page
+from shared.contracts.model import Version, VersionState
 from shared.contracts.serving import Endpoint, Serving, ServingSpec
 from shared.contracts.training import (
     Lineage,
     Plan,
     PlannedTask,
+    Save,
     Task,
     Training,
     TrainingSpec,
@@ -216,6 +219,37 @@ def test_following_ends_as_the_training_does(
     document = command("training", "submit", str(spec), "--follow", "-o", "json")
     assert json.loads(document.out)["state"] == state
     assert "[chief-0] step 1" in document.err
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "words"),
+    [
+        ("ready", "", "saved as version 3 of model digits"),
+        ("failed", "the disk is full", "saving digits version 3 failed: the disk is full"),
+    ],
+)
+def test_following_ends_when_the_model_is_saved(
+    command: Command, gateway: Gateway, spec: Path, state: VersionState, reason: str, words: str
+) -> None:
+    over = training("succeeded")
+    over = replace(over, spec=replace(over.spec, save=Save(model="digits", path="out/export")))
+    gateway.answers["POST trainings"] = Reply(training(), 201)
+    gateway.answers["GET trainings/digits-1"] = Reply(over)
+    gateway.answers["GET trainings/digits-1/logs"] = Reply(b"", content_type="text/plain")
+    saving = Version(
+        project="default",
+        model="digits",
+        number=3,
+        state="saving",
+        created_at=NOW,
+        lineage=Lineage(training="digits-1"),
+    )
+    gateway.answers["GET models/digits/versions"] = Reply(Page(items=(saving,)))
+    story = iter([saving])
+    ended = replace(saving, state=state, reason=reason)
+    gateway.answers["GET models/digits/versions/3"] = lambda _: Reply(next(story, ended))
+    ran = command("training", "submit", str(spec), "--follow")
+    assert (ran.status, ran.err.splitlines()[-1]) == (0, words)
 
 
 # -- other nouns -------------------------------------------------------------------------------------
