@@ -50,6 +50,7 @@ def product(live: LiveCluster, tmp_path_factory: pytest.TempPathFactory) -> Iter
         "ELEARN_SERVING_CPU": "0.1",
         "ELEARN_SERVING_MEMORY": "768Mi",
         "ELEARN_KUBERNETES_SAVE_CPU": "100m",
+        "ELEARN_BOARD_IDLE": "15",
     }
     if STORAGE_CLASS:
         environment["ELEARN_KUBERNETES_MODEL_STORE"] = "claim:models"
