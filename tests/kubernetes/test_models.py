@@ -13,8 +13,8 @@ import pytest
 from elearn import Client
 from elearn.grpc import PredictClient
 from shared.errors import Conflict, ElearnError
-from shared.kube.objects import Deployment
-from shared.kube.resources import DEPLOYMENTS
+from shared.kube.objects import Partial
+from shared.kube.resources import AUTOSCALERS, DEPLOYMENTS, DISRUPTION_BUDGETS, SERVICES, Resource
 from tests.kubernetes.live import LiveCluster, until
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.slow, pytest.mark.tensorflow]
@@ -79,17 +79,20 @@ def test_a_model_is_served_scaled_and_rolled_without_a_request_lost(
     assert answers[-1] == 2.0
     client.servings.rollback("toy")
     until(lambda: client.servings.get("toy").state == "ready" and predicted(client) == 1.0, "version 1 again", 240)
+    client.servings.update("toy", max_replicas=3)
+    until(lambda: len(objects(live, AUTOSCALERS)) == 1, "an autoscaler decides between the bounds", 60)
+    until(lambda: client.servings.get("toy").state == "ready" and predicted(client) == 1.0, "it still answers", 60)
     client.servings.delete("toy")
-    labels = {"elearn.dev/serving": "toy"}
-    until(
-        lambda: (
-            not live.call(
-                lambda cluster: cluster.list(DEPLOYMENTS, Deployment, namespace=live.namespace(), labels=labels)
-            )
-        ),
-        "the Deployment has gone",
-        60,
+    for kind in (AUTOSCALERS, DEPLOYMENTS, DISRUPTION_BUDGETS, SERVICES):
+        until(lambda kind=kind: not objects(live, kind), f"no {kind.kind} is left", 60)  # type: ignore[misc]
+
+
+def objects(live: LiveCluster, kind: Resource) -> list[Partial]:
+    """What the serving has of a kind."""
+    found: list[Partial] = live.call(
+        lambda cluster: cluster.list(kind, Partial, namespace=live.namespace(), labels={"elearn.dev/serving": "toy"})
     )
+    return found
 
 
 @contextmanager
