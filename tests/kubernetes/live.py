@@ -14,6 +14,8 @@ from shared.kube.client import Cluster as Kube
 from shared.kube.names import INSTALLATION
 from shared.kube.objects import Job, Metadata, Partial, Pod, Service
 from shared.kube.resources import (
+    CLUSTER_ROLE_BINDINGS,
+    CLUSTER_ROLES,
     CONFIG_MAPS,
     DEPLOYMENTS,
     JOBS,
@@ -37,6 +39,7 @@ HOST_ROOT = os.environ.get("ELEARN_TEST_HOST_ROOT", "/tmp/elearn-test")
 RESTART = os.environ.get("ELEARN_TEST_RESTART_API_SERVER", "")
 """A shell command that restarts the API server and returns when it answers again."""
 
+CLUSTER_WIDE = (NAMESPACES, PERSISTENT_VOLUMES, STORAGE_CLASSES)
 SMALL: dict[str, object] = {"cpu": "50m", "memory": "96Mi"}
 
 
@@ -57,12 +60,13 @@ class LiveCluster:
 
     Attributes:
         installation: of this run; all namespaces begin with it.
+        settings: of a client of the cluster.
     """
 
     def __init__(self, kubeconfig: str) -> None:
         self.installation = f"elearn-live-{secrets.token_hex(3)}"
         self._open: set[str] = set()
-        self._settings = KubernetesSettings(
+        self.settings = KubernetesSettings(
             kubeconfig=kubeconfig,
             kubernetes_installation=self.installation,
             kubernetes_namespace=self.system,
@@ -85,7 +89,7 @@ class LiveCluster:
         """Do something with a client of the cluster."""
 
         async def run() -> T:
-            async with Cluster(self._settings) as cluster:
+            async with Cluster(self.settings) as cluster:
                 return await work(cluster)
 
         return asyncio.run(run())
@@ -137,11 +141,16 @@ class LiveCluster:
 
     # -- preparing and cleaning up
 
-    def prepare(self) -> None:
-        """Namespaces, and a folder of the node that pods may write to who are not root."""
+    def prepare(self, *, system: bool = True) -> None:
+        """Namespaces, and a folder of the node that pods may write to who are not root.
+
+        Args:
+            system: also the namespace that drivers keep for themselves, which the chart makes by itself.
+        """
 
         async def make(cluster: Kube) -> None:
-            await cluster.create(_namespace(self.system))
+            if system:
+                await cluster.create(_namespace(self.system))
             await cluster.create(_namespace(f"{self.installation}-root", "privileged"))
 
         self.call(make)
@@ -230,7 +239,7 @@ class LiveCluster:
                 for each in await cluster.list(resource, Partial, everywhere=True):
                     about = each.metadata
                     await cluster.delete(resource, about.name, namespace=about.namespace, uid=about.uid)
-            for resource in (NAMESPACES, PERSISTENT_VOLUMES, STORAGE_CLASSES):
+            for resource in (*CLUSTER_WIDE, CLUSTER_ROLE_BINDINGS, CLUSTER_ROLES):
                 for each in await cluster.list(resource, Partial):
                     await cluster.delete(resource, each.metadata.name, uid=each.metadata.uid)
 
@@ -239,8 +248,7 @@ class LiveCluster:
 
     def left(self) -> list[str]:
         """What of this run is there, in no namespace or any."""
-        kinds = (NAMESPACES, PERSISTENT_VOLUMES, STORAGE_CLASSES)
-        return [f"{kind.kind} {name}" for kind in kinds for name in self._names(kind)] + [
+        return [f"{kind.kind} {name}" for kind in CLUSTER_WIDE for name in self._names(kind)] + [
             f"{kind.kind} {about.namespace}/{about.name}"
             for kind in (PODS, JOBS, SERVICES, CONFIG_MAPS)
             for about in self._everywhere(kind)

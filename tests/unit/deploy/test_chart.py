@@ -10,7 +10,7 @@ from services.scheduler.cloud.kubernetes.board_manifests import board_labels
 from services.scheduler.cloud.kubernetes.identity import AttemptKey, attempt_labels
 from shared.kube.manifest import marked
 from tests.support import kube
-from tests.support.chart import CHART, ROOT, Manifest, committed, of_kind, pod_templates, rendered, run_helm
+from tests.support.chart import CHART, ROOT, Manifest, committed, documents, of_kind, pod_templates, rendered, run_helm
 
 SERVICES = ("api", "scheduler", "datastore", "registry", "serving")
 EXTERNAL = (
@@ -22,9 +22,11 @@ EXTERNAL = (
     "postgres.port=6432",
     "postgres.options=sslmode=verify-full",
 )
+ONE_IMAGE = ("image=elearn:dev", "nats.image=", "nats.storage=", "postgres.image=", "postgres.storage=")
 VARIANTS = {
     "default": (),
     "external servers": EXTERNAL,
+    "one image, nothing kept": ONE_IMAGE,
     "named projects": ("projects.only={search,ads}",),
     "one namespace for all": ("projects.namespace=work",),
     "published": ("ingress.enabled=true", "ingress.host=elearn.example.org", "ingress.tlsSecret=tls"),
@@ -169,6 +171,32 @@ def test_whatever_is_chosen_is_legal(variant: str) -> None:
 
 def test_the_committed_manifests_are_the_charts() -> None:
     assert committed() == rendered(), "run `make manifests`"
+
+
+def test_one_image_is_enough_and_nothing_need_be_kept() -> None:
+    sets = of_kind(rendered(*ONE_IMAGE), "StatefulSet")
+    assert [each["metadata"]["name"] for each in sets] == ["elearn-nats", "elearn-postgres"]
+    for each in sets:
+        pod = each["spec"]["template"]["spec"]
+        (container,) = pod["containers"]
+        assert container["image"] == "elearn:dev"
+        assert container["command"][:4] == ["python3", "-P", "-m", "elearn.up.bundled"]
+        assert pod["securityContext"]["runAsUser"] == 10001  # the image knows it: initdb asks for its name
+        assert {"name": "data", "emptyDir": {}} in pod["volumes"]
+        assert "volumeClaimTemplates" not in each["spec"]
+    assert all("pg_isready" not in str(each) for each in sets)
+
+
+@pytest.mark.parametrize(("namespace", "installation"), [("elearn", "elearn"), ("research", "elearn-research")])
+def test_releases_of_one_name_are_told_apart(namespace: str, installation: str) -> None:
+    ran = run_helm(namespace=namespace)
+    (scheduler,) = (
+        each
+        for each in documents(ran.stdout)
+        if each["metadata"]["name"] == "elearn-scheduler" and "Deploy" in each["kind"]
+    )
+    (container,) = scheduler["spec"]["template"]["spec"]["containers"]
+    assert {"name": "ELEARN_KUBERNETES_INSTALLATION", "value": installation} in container["env"]
 
 
 def test_external_servers_replace_the_bundled_ones() -> None:

@@ -11,7 +11,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
 {{- define "elearn.installation" -}}
-{{ .Values.installation | default .Release.Name }}
+{{ .Values.installation | default (eq .Release.Name .Release.Namespace | ternary .Release.Name (printf "%s-%s" .Release.Name .Release.Namespace)) }}
 {{- end }}
 
 {{- define "elearn.systemNamespace" -}}
