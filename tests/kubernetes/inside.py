@@ -3,7 +3,7 @@
 import asyncio
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 
@@ -84,37 +84,27 @@ class Inside:
     @contextmanager
     def gateway(self) -> Iterator[str]:
         """Its address on this machine."""
-        opened: Future[str] = Future()
-        leave = asyncio.Event()
+        opened: Future[tuple[str, Callable[[], object]]] = Future()
 
         async def forward() -> None:
+            leave = asyncio.Event()
             async with Cluster(self.live.settings) as cluster:
                 pods = ReadyPods("the gateway", patience=30.0)
-                pods.show(
-                    await cluster.list(
-                        PODS,
-                        Pod,
-                        namespace=self.namespace,
-                        ours=False,
-                        labels={"app.kubernetes.io/component": "api"},
-                    )
-                )
+                labels = {"app.kubernetes.io/component": "api"}
+                pods.show(await cluster.list(PODS, Pod, namespace=self.namespace, ours=False, labels=labels))
                 async with forwarded(cluster, pods, GATEWAY_PORT, namespace=self.namespace) as (host, port):
-                    opened.set_result(f"http://{host}:{port}")
+                    loop = asyncio.get_running_loop()
+                    opened.set_result((f"http://{host}:{port}", lambda: loop.call_soon_threadsafe(leave.set)))
                     await leave.wait()
 
-        loop = asyncio.new_event_loop()
-        thread = threading.Thread(target=loop.run_forever, name="way to the gateway", daemon=True)
+        thread = threading.Thread(target=asyncio.run, args=(forward(),), name="way to the gateway")
         thread.start()
-        running = asyncio.run_coroutine_threadsafe(forward(), loop)
+        url, leave = opened.result(30)
         try:
-            yield opened.result(30)
+            yield url
         finally:
-            loop.call_soon_threadsafe(leave.set)
-            running.result(30)
-            loop.call_soon_threadsafe(loop.stop)
+            leave()
             thread.join(30)
-            loop.close()
 
     def remove(self) -> None:
         """Everything of it, and of what it made."""
