@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-NAMES = ("outbox", "submit", "freed", "idle", "wall", "serving", "pods")
+NAMES = ("outbox", "submit", "freed", "idle", "wall", "serving", "cluster", "pods")
 
 
 def main() -> None:
