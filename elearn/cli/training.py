@@ -141,6 +141,7 @@ def show_(name: Name, project: Project = None, output: Output = Format.table) ->
             ("Image", spec.image),
             ("Code", spec.code),
             ("Mounts", [f"{each.datastore} at {each.path}" for each in spec.mounts]),
+            ("Secrets", [f"{name} from {each.key} of {each.name}" for name, each in spec.secrets.items()]),
             ("Labels", spec.labels),
             ("Save", f"{spec.save.path} as {spec.save.model}" if spec.save else None),
             ("Submitted", f"{words(training.created_at)} by {training.created_by or 'nobody'}"),

@@ -18,6 +18,7 @@ from shared.contracts.training import (
     Plan,
     PlannedTask,
     Save,
+    SecretKey,
     Task,
     Training,
     TrainingSpec,
@@ -177,6 +178,14 @@ def test_what_the_gateway_refuses_is_told_with_its_line(command: Command, gatewa
     ran = command("training", "submit", str(spec))
     assert ran.status == 1
     assert ran.err == f"elearn: {spec}:7: roles.worker.gpu: 9 is more than any machine has; the most is 8\n"
+
+
+def test_what_is_shown_tells_where_secrets_are_and_nothing_of_them(command: Command, gateway: Gateway) -> None:
+    found = training("running")
+    secrets = {"API_TOKEN": SecretKey(name="team", key="token")}
+    gateway.answers["GET trainings/digits-1"] = Reply(replace(found, spec=replace(found.spec, secrets=secrets)))
+    shown = command("training", "show", "digits-1").out
+    assert "API_TOKEN from token of team" in shown
 
 
 def test_a_dry_run_shows_the_plan(command: Command, gateway: Gateway, spec: Path) -> None:
