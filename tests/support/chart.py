@@ -25,10 +25,10 @@ def helm() -> str:
     return found
 
 
-def run_helm(*settings: str, namespace: str = "elearn") -> "subprocess.CompletedProcess[str]":
+def run_helm(*settings: str, namespace: str = "elearn", release: str = "elearn") -> "subprocess.CompletedProcess[str]":
     """`helm template` with these --set arguments."""
     options = [part for each in settings for part in ("--set", each)]
-    command = [helm(), "template", "elearn", str(CHART), "--namespace", namespace, *options]
+    command = [helm(), "template", release, str(CHART), "--namespace", namespace, *options]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 

@@ -9,6 +9,7 @@ import yaml
 from services.scheduler.cloud.kubernetes.board_manifests import board_labels
 from services.scheduler.cloud.kubernetes.identity import AttemptKey, attempt_labels
 from shared.kube.manifest import marked
+from shared.kube.names import label_value
 from tests.support import kube
 from tests.support.chart import CHART, ROOT, Manifest, committed, documents, of_kind, pod_templates, rendered, run_helm
 
@@ -187,16 +188,34 @@ def test_one_image_is_enough_and_nothing_need_be_kept() -> None:
     assert all("pg_isready" not in str(each) for each in sets)
 
 
-@pytest.mark.parametrize(("namespace", "installation"), [("elearn", "elearn"), ("research", "elearn-research")])
-def test_releases_of_one_name_are_told_apart(namespace: str, installation: str) -> None:
-    ran = run_helm(namespace=namespace)
-    (scheduler,) = (
-        each
-        for each in documents(ran.stdout)
-        if each["metadata"]["name"] == "elearn-scheduler" and "Deploy" in each["kind"]
-    )
-    (container,) = scheduler["spec"]["template"]["spec"]["containers"]
-    assert {"name": "ELEARN_KUBERNETES_INSTALLATION", "value": installation} in container["env"]
+_LONG = "a" * 53
+RELEASES = (
+    ("elearn", "elearn"),
+    ("elearn", "research"),
+    ("elearn", "elearn-research"),
+    ("elearn-research", "elearn-research"),
+    ("elearn-research", "elearn"),
+    (_LONG, "research-of-everybody"),
+    (_LONG, "research-of-nobody"),
+)
+
+
+def test_no_two_releases_meet_in_one_cluster() -> None:
+    seen: dict[str, tuple[str, str]] = {}
+    for release, namespace in RELEASES:
+        ran = run_helm(namespace=namespace, release=release)
+        assert ran.returncode == 0, ran.stderr
+        manifests = documents(ran.stdout)
+        installation = _environment(manifests, f"{release}-scheduler")["ELEARN_KUBERNETES_INSTALLATION"]
+        assert label_value(installation) == installation
+        assert f"elearn.dev/installation: {installation}\n" in ran.stdout, "policies let in whom the services make"
+        names = {each["metadata"]["name"] for each in of_kind(manifests, "ClusterRole", "ClusterRoleBinding")}
+        for name in {installation, *names}:
+            assert seen.setdefault(name, (release, namespace)) == (release, namespace), name
+
+
+def test_the_ordinary_release_is_known_by_its_name_alone() -> None:
+    assert _environment(committed(), "elearn-scheduler")["ELEARN_KUBERNETES_INSTALLATION"] == "elearn"
 
 
 def test_external_servers_replace_the_bundled_ones() -> None:

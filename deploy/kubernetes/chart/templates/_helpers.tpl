@@ -10,8 +10,18 @@ app.kubernetes.io/name: elearn
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
+{{/* A namespace has no dots, so that no two releases come to one name; a label's value has at most 63 characters. */}}
 {{- define "elearn.installation" -}}
-{{ .Values.installation | default (eq .Release.Name .Release.Namespace | ternary .Release.Name (printf "%s-%s" .Release.Name .Release.Namespace)) }}
+{{- $both := printf "%s.%s" .Release.Name .Release.Namespace -}}
+{{- if .Values.installation -}}
+{{ .Values.installation }}
+{{- else if eq .Release.Name .Release.Namespace -}}
+{{ .Release.Name }}
+{{- else if gt (len $both) 63 -}}
+{{ printf "%s.%s" (trunc 54 $both) (sha256sum $both | trunc 8) }}
+{{- else -}}
+{{ $both }}
+{{- end -}}
 {{- end }}
 
 {{- define "elearn.systemNamespace" -}}
