@@ -214,6 +214,13 @@ def test_no_two_releases_meet_in_one_cluster() -> None:
             assert seen.setdefault(name, (release, namespace)) == (release, namespace), name
 
 
+def test_postgres_of_our_own_image_does_not_wait_for_clients_at_its_end() -> None:
+    (ours,) = pod_templates(rendered(*ONE_IMAGE))["elearn-postgres"]["spec"]["containers"]
+    (official,) = pod_templates(rendered())["elearn-postgres"]["spec"]["containers"]
+    assert ours["lifecycle"]["preStop"]["exec"]["command"] == ["sh", "-c", "kill -INT 1"]
+    assert "lifecycle" not in official, "its image names SIGINT itself"
+
+
 def test_the_ordinary_release_is_known_by_its_name_alone() -> None:
     assert _environment(committed(), "elearn-scheduler")["ELEARN_KUBERNETES_INSTALLATION"] == "elearn"
 
