@@ -93,6 +93,7 @@ async def forwarded(
         task = asyncio.create_task(serve(reader, writer), name=f"forwarded connection to port {port}")
         connections.add(task)
         task.add_done_callback(connections.discard)
+        task.add_done_callback(lambda _: writer.close())  # also where it was cancelled before it began
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

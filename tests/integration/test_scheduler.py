@@ -156,7 +156,7 @@ async def test_every_task_is_told_of_its_cluster(house: House) -> None:
     assert log.end
     chief, ps = (task.address for task in done.tasks)
     assert log.data.decode() == (
-        f'{{"cluster": {{"chief": ["{chief}"], "ps": ["{ps}"]}}, "task": {{"type": "chief", "index": 0}}}} '
+        f'{{"cluster":{{"chief":["{chief}"],"ps":["{ps}"]}},"task":{{"type":"chief","index":0}}}} '
         f"['--me=chief:0', '--ps={ps}', '{{other}} {{}}']\n"
     )
 
@@ -287,6 +287,7 @@ async def test_logs_are_followed_kept_and_deleted(house: House) -> None:
 
 async def test_stop_retry_and_delete_know_the_state(house: House) -> None:
     await house.submit(python("import time; time.sleep(600)"))
+    await house.until("digits-1", "running")
     named = Named(project="default", name="digits-1")
     with pytest.raises(Conflict, match="only one that has ended"):
         await house.bus.call(training.RETRY, named)

@@ -1,6 +1,7 @@
 """Local ports that lead to whichever pods are ready."""
 
 import asyncio
+import gc
 import socket
 from collections.abc import Sequence
 
@@ -166,6 +167,17 @@ async def test_what_was_heard_is_never_said_again(server: KubeServer, cluster: C
     ):
         assert await said(address, b"pay 5") == b""
         assert heard == [b"pay 5"]
+
+
+async def test_connections_that_have_not_begun_are_closed_too(server: KubeServer, cluster: Cluster) -> None:
+    """Whoever leaves one open is told of by a ResourceWarning, which is an error here."""
+    for _ in range(5):
+        async with await listens(server, "a"), forwarded(cluster, ready(server, "a"), 8500) as address:
+            with socket.socket() as client:
+                client.setblocking(False)
+                await asyncio.get_running_loop().sock_connect(client, address)
+                await asyncio.sleep(0)
+    gc.collect()
 
 
 async def test_a_local_port_is_taken_again_unless_somebody_else_has_it(server: KubeServer, cluster: Cluster) -> None:
