@@ -47,6 +47,7 @@ _SIZES = (250, 500, 1_000)
 _TASKS = 8
 _NAMESPACE = "elearn-default"
 _NODES = 100
+_SECONDS = 300.0
 _ROLES = Roles(chief=Role(), worker=Role(replicas=6), ps=Role())
 _STAMP = "2026-11-24T08:00:00Z"
 _SETTING = Setting(
@@ -192,9 +193,14 @@ class _Picture:
                     self.states[each.name] = states
 
     async def until(self, state: str, count: int) -> None:
-        """Every task of so many trainings is in a state."""
-        while sum(states == {state: _TASKS} for states in self.states.values()) < count:
-            await asyncio.sleep(0.05)
+        """Every task of so many trainings is in a state.
+
+        Raises:
+            TimeoutError: they do not come to it.
+        """
+        async with asyncio.timeout(_SECONDS):
+            while sum(states == {state: _TASKS} for states in self.states.values()) < count:
+                await asyncio.sleep(0.05)
 
 
 async def _ask(nodes: Nodes) -> None:
