@@ -264,7 +264,8 @@ class Connection:
 
 def _session(context: ssl.SSLContext | bool) -> aiohttp.ClientSession:
     connector = aiohttp.TCPConnector(limit=0, ssl=context, socket_factory=_socket, keepalive_timeout=30)
-    return aiohttp.ClientSession(connector=connector, trust_env=True, cookie_jar=aiohttp.DummyCookieJar())
+    # Asked to trust the environment, it reads that and ~/.netrc for every single request, in a thread.
+    return aiohttp.ClientSession(connector=connector, trust_env=False, cookie_jar=aiohttp.DummyCookieJar())
 
 
 def _socket(address: AddrInfoType) -> socket.socket:  # a vanished peer is noticed within half a minute

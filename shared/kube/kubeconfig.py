@@ -15,6 +15,7 @@ import yaml
 
 from shared.errors import Unavailable, Unsupported
 from shared.kube.credentials import Credential, ExecSpec, Fixed, Grant, Plugin, TokenFile, basic
+from shared.kube.proxies import environment_proxy
 from shared.kube.settings import KubernetesSettings
 
 T = TypeVar("T")
@@ -32,7 +33,7 @@ class Access(msgspec.Struct, frozen=True, kw_only=True):
         authorities: certificates to trust, in PEM; "" for the system's.
         verify: check the server's certificate at all.
         server_name: the name in that certificate, where it is not the URL's.
-        proxy: URL of a proxy, or "".
+        proxy: URL of a proxy, or "": what the environment says is in it already.
         headers: sent with each request (impersonation).
         credential: who we are.
     """
@@ -120,7 +121,7 @@ def find_access(settings: KubernetesSettings, environ: Mapping[str, str]) -> Acc
         )
     if settings.kubernetes_namespace:
         access = msgspec.structs.replace(access, namespace=settings.kubernetes_namespace)
-    return access
+    return access if access.proxy else msgspec.structs.replace(access, proxy=environment_proxy(access.server))
 
 
 def _from_pod(environ: Mapping[str, str], folder: Path) -> Access:

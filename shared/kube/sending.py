@@ -1,7 +1,7 @@
 """A request and its repetitions: until it is answered, refused for good, or patience is used up."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TypeVar
 
 import msgspec
@@ -80,6 +80,13 @@ class Sender:
                 raise error
             _log.debug("asking Kubernetes again", asked=str(asked), error=error.detail, pause=pause)
             await asyncio.sleep(pause)
+
+
+async def side_by_side(calls: Iterable[Awaitable[object]]) -> None:
+    """All calls at once, each to its end; then the first error, if there was one."""
+    for result in await asyncio.gather(*calls, return_exceptions=True):
+        if isinstance(result, BaseException):
+            raise result
 
 
 def _lost_race(error: ElearnError) -> bool:

@@ -85,6 +85,7 @@ class KubeServer:
     Attributes:
         store: the cluster's state.
         requests: every request: (method, path, query).
+        headers: of the last request.
         tokens: bearer tokens that are let in; None: no token is asked for.
         gone_in_stream: a watch from a forgotten resourceVersion is answered with 200 and a 410 in the stream, as
             the watch cache does, rather than with 410.
@@ -98,6 +99,7 @@ class KubeServer:
         self.store = store or KubeStore()
         self._tls = tls
         self.requests: list[tuple[str, str, dict[str, str]]] = []
+        self.headers: dict[str, str] = {}
         self.tokens: set[str] | None = None
         self.gone_in_stream = True
         self.version = ("1", "36")
@@ -278,6 +280,7 @@ class KubeServer:
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         self.requests.append((request.method, request.path, dict(request.query)))
+        self.headers = dict(request.headers)
         fault = next((fault for fault in self._faults if fault.meets(request)), None)
         if fault is not None:
             fault.times -= 1

@@ -132,6 +132,65 @@ def test_no_cluster_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
         find_access(KubernetesSettings(), {})
 
 
+@pytest.mark.parametrize(
+    ("environ", "cluster", "proxy"),
+    [
+        ({}, {}, ""),
+        ({"HTTPS_PROXY": "http://p:3128"}, {}, "http://p:3128"),
+        ({"https_proxy": "http://me:pass@p:3128"}, {}, "http://me:pass@p:3128"),
+        ({"HTTP_PROXY": "http://p:3128"}, {}, ""),
+        ({"HTTP_PROXY": "http://p:3128"}, {"server": "http://k8s.example:8001"}, "http://p:3128"),
+        ({"HTTPS_PROXY": "http://p:3128", "NO_PROXY": "localhost,.example"}, {}, ""),
+        ({"HTTPS_PROXY": "http://p:3128", "no_proxy": "k8s.example:6443"}, {}, ""),
+        ({"HTTPS_PROXY": "http://p:3128", "NO_PROXY": "other.example"}, {}, "http://p:3128"),
+        ({"HTTPS_PROXY": "http://p:3128"}, {"server": "https://localhost:6443"}, ""),
+        ({"HTTPS_PROXY": "http://p:3128"}, {"server": "https://[::1]:6443"}, ""),
+        ({"HTTPS_PROXY": "http://p:3128", "NO_PROXY": "10.0.0.0/8"}, {"server": "https://10.96.0.1:443"}, ""),
+        (
+            {"HTTPS_PROXY": "http://p:3128", "NO_PROXY": "x/y, 10.0.0.0/8"},
+            {"server": "https://11.0.0.1"},
+            "http://p:3128",
+        ),
+        ({"HTTPS_PROXY": "http://p:3128"}, {"proxy-url": "http://own:8080"}, "http://own:8080"),
+    ],
+)
+def test_a_proxy_comes_from_the_kubeconfig_or_the_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, environ: dict[str, str], cluster: dict[str, str], proxy: str
+) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    assert found(write(tmp_path / "config", cluster=cluster)).proxy == proxy
+
+
+async def test_requests_go_through_the_proxy_with_its_password(
+    monkeypatch: pytest.MonkeyPatch, server: KubeServer, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("http_proxy", f"http://me:pass@127.0.0.1:{server.port}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    config = write(tmp_path / "config", user={"token": "t"}, cluster={"server": "http://k8s.example"})
+    async with Cluster(KubernetesSettings(kubeconfig=str(config))) as cluster:
+        assert await cluster.list(NODES, Partial, ours=False) == []
+    assert server.headers["Proxy-Authorization"] == "Basic bWU6cGFzcw=="
+    assert server.headers["Authorization"] == "Bearer t"
+    assert server.headers["Host"] == "k8s.example"
+
+
+async def test_passwords_for_other_tools_are_not_ours(
+    monkeypatch: pytest.MonkeyPatch, server: KubeServer, tmp_path: Path
+) -> None:
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password secret\n")
+    (tmp_path / "netrc").chmod(0o600)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    config = write(tmp_path / "config", user={"token": "t"}, cluster={"server": f"http://127.0.0.1:{server.port}"})
+    async with Cluster(KubernetesSettings(kubeconfig=str(config))) as cluster:
+        assert await cluster.list(NODES, Partial, ours=False) == []
+    assert server.headers["Authorization"] == "Bearer t"
+
+
 async def test_in_a_pod(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(kubeconfigs, "SERVICE_ACCOUNT", tmp_path)
