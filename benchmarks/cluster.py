@@ -30,7 +30,7 @@ from tests.support.kube_trainings import TaskKubelet
 Document = dict[str, Any]
 
 _RUNS = 20
-_ENDING = ((100, 1), (100, 4), (60, 12))
+_ENDING = ((100, 1), (100, 4), (240, 12))
 """So many trainings, of which so many end at the same instant."""
 _DELAYS = (0.0, 0.005)
 _TRAINING = "elearn.dev/training"
@@ -47,7 +47,7 @@ class Api(KubeServer):
         delay: seconds that each request but a watch takes besides its own work.
         made: what was created for a training, in its order: path and document, and when it was answered.
         ended: when a training's chief had ended, by training.
-        deleted: when each of its pods was asked to be deleted.
+        deleted: when each of its pods that ran was asked to be deleted.
     """
 
     def __init__(self) -> None:
@@ -67,7 +67,7 @@ class Api(KubeServer):
         parts = request.path.rstrip("/").split("/")
         if request.method == "DELETE" and parts[-2] == "pods":
             pod = self.store.find(PODS, parts[-1], parts[-3])
-            if pod is not None:
+            if pod is not None and pod["status"].get("phase") == "Running":
                 self._keep(self.deleted, pod["metadata"]["labels"].get(_TRAINING, ""), time.perf_counter())
         if self.delay and "watch" not in request.query:
             await asyncio.sleep(self.delay)

@@ -44,6 +44,7 @@ _log = structlog.get_logger(__name__)
 _RESYNC: Final = 10.0
 _PAUSES: Final = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 _LAUNCH_AGAIN: Final = 30.0
+_TAKEN_IN_AT_ONCE: Final = 4
 
 
 class Controller:
@@ -73,6 +74,7 @@ class Controller:
         self._synced = False
         self._settled = False
         self._news: dict[tuple[Key, int], AttemptSeen] = {}
+        self._taking_in: set[Key] = set()
         self._new = Wake()
         self._busy: dict[Key, asyncio.Task[None]] = {}
         self._launched: dict[tuple[Key, int], float] = {}
@@ -108,13 +110,30 @@ class Controller:
         self._synced = self._settled = False
 
     async def follow(self) -> None:
-        """Bring what was shown into the rows; never ends."""
+        """Bring what was shown into the rows, for each training in its order; never ends."""
+        async with asyncio.TaskGroup() as group:
+            for number in range(_TAKEN_IN_AT_ONCE):
+                group.create_task(self._follow(), name=f"trainings' news {number}")
+
+    async def _follow(self) -> None:
         while True:
-            await self._new.wait()
-            while self._news:
-                (key, attempt), seen = next(iter(self._news.items()))
-                del self._news[key, attempt]
+            seen = self._next_news()
+            if seen is None:
+                await self._new.wait()
+                continue
+            key = (seen.project, seen.name)
+            self._taking_in.add(key)
+            try:
                 await self._take_in(key, seen)
+            finally:
+                self._taking_in.discard(key)
+
+    def _next_news(self) -> AttemptSeen | None:
+        """What was shown first of trainings of which nothing is being taken in."""
+        for key, attempt in self._news:
+            if key not in self._taking_in:
+                return self._news.pop((key, attempt))
+        return None
 
     async def _take_in(self, key: Key, seen: AttemptSeen) -> None:
         try:

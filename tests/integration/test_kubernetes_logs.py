@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
+from unittest.mock import ANY
 
 import msgspec
 import pytest
@@ -11,6 +13,8 @@ from structlog.testing import capture_logs
 
 from services.scheduler import log_store
 from services.scheduler.cloud.kubernetes.identity import AttemptKey, attempt_labels
+from services.scheduler.cloud.kubernetes.log_rest import Rest
+from services.scheduler.cloud.kubernetes.log_sources import writers_of
 from services.scheduler.cloud.kubernetes.logs import TaskLogs
 from services.scheduler.cloud.kubernetes.options import TrainingOptions
 from services.scheduler.cloud.port import LogPart
@@ -66,7 +70,7 @@ async def logs(cluster: Cluster, store: LogStore) -> AsyncIterator[TaskLogs]:
 
 
 @contextlib.asynccontextmanager
-async def replica(cluster: Cluster, store: LogStore, *, limit: int = 2**26) -> AsyncIterator[TaskLogs]:
+async def replica(cluster: Cluster, store: Any, *, limit: int = 2**26) -> AsyncIterator[TaskLogs]:
     options = TrainingOptions(kubernetes_log_seconds=0.0)
     one = TaskLogs(cluster, Projects(cluster, ProjectSettings()), store, options, limit=limit, pause=0.0)
     try:
@@ -114,6 +118,12 @@ class Task:
     @property
     def pod(self) -> Pod:
         return msgspec.convert(self.server.store.need(PODS, self.name, NAMESPACE), Pod)
+
+
+async def rest_of(logs: TaskLogs, *tasks: Task, within: float = 5) -> Rest:
+    rest = logs.rest(KEY)
+    await rest.open(writers_of([task.pod for task in tasks]), within=within)
+    return rest
 
 
 async def text(logs: TaskLogs, offset: int = 0, length: int = LONG) -> bytes:
@@ -308,7 +318,7 @@ async def test_the_rest_is_read_while_pods_are_deleted(server: KubeServer, logs:
     await task.write(b"one\n")
     assert await text(logs) == b"one\n"
     await task.write(b"two\n")
-    rest = await logs.open_rest(KEY, [task.pod], within=5)
+    rest = await rest_of(logs, task)
     assert server.logs.following == 1
     draining = asyncio.create_task(rest.drain(5))
     await task.write(b"SIGTERM\n")
@@ -329,7 +339,7 @@ async def test_a_stream_that_ends_early_is_opened_again(server: KubeServer, logs
     await task.write(b"a line\n" * 100)
     server.logs.cut_after = [(500, True), (2000, False)]
     server.logs.says = [b"", b"", b"failed to create fsnotify watcher: too many open files"]
-    rest = await logs.open_rest(KEY, [task.pod], within=5)
+    rest = await rest_of(logs, task)
     draining = asyncio.create_task(rest.drain(20))
     async with asyncio.timeout(10):
         while server.asked("GET", "/log$") < 4:
@@ -345,8 +355,8 @@ async def test_after_the_time_out_what_came_is_kept(server: KubeServer, logs: Ta
     task = Task(server).run()
     await task.write(b"it never ends\n")
     with capture_logs() as said:
-        async with await logs.open_rest(KEY, [task.pod], within=5) as rest:
-            assert await rest.drain(0.3) == ("worker-0",)
+        rest = await rest_of(logs, task)
+        assert await rest.drain(0.3) == ("worker-0",)
     assert [each["tasks"] for each in said if each["log_level"] == "warning"] == [("worker-0",)]
     head = await store.head(LOG)
     assert head is not None
@@ -360,7 +370,7 @@ async def test_ended_pods_are_read_before_they_go(server: KubeServer, logs: Task
     first.end(1)
     await second.write(b"second\n")
     second.end()
-    rest = await logs.open_rest(KEY, [second.pod, first.pod, Task(server, "w-1-a", earlier=2).pod])
+    rest = await rest_of(logs, second, first, Task(server, "w-1-a", earlier=2))
     assert await rest.drain(5) == ()
     first.delete()
     second.delete()
@@ -371,27 +381,125 @@ async def test_an_api_that_hangs_holds_nobody_up(server: KubeServer, logs: TaskL
     task = Task(server).run()
     await task.write(b"one\n")
     server.fail(what="hang", path="/log$", times=1)
-    async with asyncio.timeout(2), await logs.open_rest(KEY, [task.pod], within=0.05) as rest:
+    async with asyncio.timeout(2):
+        rest = await rest_of(logs, task, within=0.05)
         task.delete()
         assert await rest.drain(0.2) == ("worker-0",)
 
 
-async def test_who_gives_up_leaves_nothing_behind(server: KubeServer, logs: TaskLogs, store: LogStore) -> None:
+async def test_who_is_interrupted_goes_on_with_the_same_streams(server: KubeServer, logs: TaskLogs) -> None:
     task = Task(server).run()
     await task.write(b"one\n")
-    before = asyncio.all_tasks()
 
     async def free() -> None:
-        async with await logs.open_rest(KEY, [task.pod], within=5) as rest:
-            await rest.drain(60)
+        await (await rest_of(logs, task)).drain(60)
 
     freeing = asyncio.create_task(free())
     await server.logs.followed(1)
     freeing.cancel()
     with pytest.raises(asyncio.CancelledError):
         await freeing
+    assert server.logs.following == 1
+    asked = server.asked("GET", "/log$")
+    rest = await rest_of(logs, task)
+    assert (server.logs.following, server.asked("GET", "/log$")) == (1, asked)
+    await task.write(b"two\n")
+    task.end()
+    assert await rest.drain(5) == ()
+    assert await text(logs) == b"one\ntwo\n"
+
+
+async def test_nothing_is_left_behind(server: KubeServer, cluster: Cluster, store: LogStore) -> None:
+    task = Task(server).run()
+    await task.write(b"one\n")
+    before = asyncio.all_tasks()
+    async with replica(cluster, store) as logs:
+        await rest_of(logs, task)
+        await server.logs.followed(1)
     await server.logs.followed(0)
     assert {each for each in asyncio.all_tasks() - before if "log of" in each.get_name()} == set()
+    assert await store.read(LOG, offset=0, length=9) == (LogPart(data=b"one\n", offset=0, size=4), ANY)
+
+
+class Outage:
+    """A store whose database can be away."""
+
+    def __init__(self, store: LogStore) -> None:
+        self._store = store
+        self.away = False
+        self.asked = asyncio.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        call = getattr(self._store, name)
+
+        async def answer(*args: object, **options: object) -> object:
+            if self.away:
+                self.asked.set()
+                raise Unavailable("the database is away; try again")
+            return await call(*args, **options)
+
+        return answer
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["away later", "away from the beginning"])
+async def test_what_came_while_the_database_was_away_is_held_until_it_is_back(
+    server: KubeServer, cluster: Cluster, store: LogStore, known: bool
+) -> None:
+    """The pods are gone meanwhile, and who frees is interrupted, as it is no leader any more."""
+    outage, task = Outage(store), Task(server).run()
+    async with replica(cluster, outage) as logs:
+        await task.write(b"one\n", T)
+        assert await text(logs) == b"one\n"
+        outage.away = not known
+        rest = await rest_of(logs, task, within=0.2)
+        await server.logs.followed(1)
+        outage.away = True
+        await task.write(b"two\n", T + 1)
+        await task.write(b"x" * 200_000 + b"\n", T + 2)
+        task.end()
+        task.delete()
+        with pytest.raises(Unavailable, match="wait to be stored: the database is away"):
+            await rest.drain(0.3)
+        async with asyncio.timeout(5):
+            await outage.asked.wait()
+        outage.away = False
+        rest = await rest_of(logs)
+        assert await rest.drain(10) == ()
+        assert await text(logs) == b"one\ntwo\n" + b"x" * 200_000 + b"\n"
+
+
+async def test_ended_pods_stay_until_the_database_is_back(
+    server: KubeServer, cluster: Cluster, store: LogStore
+) -> None:
+    outage, task = Outage(store), Task(server).run()
+    async with replica(cluster, outage) as logs:
+        await task.write(b"one\n")
+        task.end()
+        outage.away = True
+        with pytest.raises(Unavailable):
+            await (await rest_of(logs, task, within=0.1)).drain(0.3)
+        outage.away = False
+        assert await (await rest_of(logs, task)).drain(10) == ()
+        assert await text(logs) == b"one\n"
+
+
+async def test_no_more_is_held_than_there_is_room_for(server: KubeServer, cluster: Cluster, store: LogStore) -> None:
+    outage, task = Outage(store), Task(server).run()
+    line = b"x" * 1023 + b"\n"
+    async with replica(cluster, outage) as logs:
+        await task.write(line, T)
+        rest = await rest_of(logs, task)
+        await server.logs.followed(1)
+        outage.away = True
+        for number in range(64):
+            await task.write(line * 512, T + number)
+        task.end()
+        with pytest.raises(Unavailable):
+            await rest.drain(0.5)
+        assert server.logs.following == 1, "what there is no room for waits in the cluster"
+        outage.away = False
+        assert await (await rest_of(logs, task)).drain(30) == ()
+        assert (await logs.read(*LOG, offset=0, length=1)).size == (1 + 64 * 512) * 1024
 
 
 # -- now and then -----------------------------------------------------------------------------------------------------

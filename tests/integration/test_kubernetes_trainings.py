@@ -1,12 +1,14 @@
 """Stories of launching and freeing attempts on an emulated cluster: what goes wrong, and who tries again."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 
 import pytest
 
-from services.scheduler.cloud.kubernetes import driver as module
+from services.scheduler.cloud.kubernetes import freeing as module
 from services.scheduler.cloud.kubernetes.driver import KubernetesTrainings
+from services.scheduler.cloud.kubernetes.identity import task_of
 from services.scheduler.cloud.port import Launch
 from services.scheduler.errors import CannotLaunch, NoRoomLeft
 from services.scheduler.model import MountPlan
@@ -53,6 +55,24 @@ async def until_running(driver: KubernetesTrainings, launch: Launch) -> None:
         for task in launch.plan:
             found = await watch.until_task(task.name, "running", launch.name, launch.attempt)
             assert found.restarts == 0
+
+
+@contextlib.asynccontextmanager
+async def watching(driver: KubernetesTrainings, launch: Launch) -> AsyncIterator[Watch]:
+    """With a watch that has told of everything: all tasks run."""
+    async with Watch(driver) as watch:
+        for task in launch.plan:
+            await watch.until_task(task.name, "running", launch.name, launch.attempt)
+        yield watch
+
+
+def workers(it: TrainingCluster, launch: Launch) -> list[str]:
+    """The pods that run its second worker."""
+    return [
+        pod["metadata"]["name"]
+        for pod in it.kubelet.running(launch)
+        if task_of(pod["metadata"]["labels"]) == ("worker", 1)
+    ]
 
 
 def crashing(it: TrainingCluster) -> Crashing:
@@ -256,31 +276,76 @@ async def test_two_installations_in_one_namespace_never_meet(it: TrainingCluster
 # -- freeing ----------------------------------------------------------------------------------------------------------
 
 
-async def test_whoever_dies_anywhere_in_freeing_is_followed_by_another_who_finishes_it(it: TrainingCluster) -> None:
+@pytest.mark.parametrize("watched", [True, False])
+async def test_whoever_dies_anywhere_in_freeing_is_followed_by_another_who_finishes_it(
+    it: TrainingCluster, watched: bool
+) -> None:
     steps, died = 0, True
     while died:
         steps += 1
         driver, launch = it.driver(LogsInMemory(), background=False), gang(f"t-{steps}")
         await driver.launch(launch)
         await until_running(driver, launch)
-        died = await dies(it, driver.free("p", launch.name, 1), after=steps)
+        async with watching(driver, launch) if watched else contextlib.nullcontext():
+            died = await dies(it, driver.free("p", launch.name, 1), after=steps)
         await it.driver(LogsInMemory(), background=False).free("p", launch.name, 1)
         assert it.left() == {}
         assert await driver.free("p", launch.name, 1) == ()
     assert steps > 5
 
 
+@pytest.mark.parametrize("watched", [True, False])
 @pytest.mark.parametrize("code", [409, 429, 500])
-async def test_a_server_in_trouble_is_told_again_to_delete(it: TrainingCluster, code: int) -> None:
+async def test_a_server_in_trouble_is_told_again_to_delete(it: TrainingCluster, code: int, watched: bool) -> None:
     driver, launch = it.driver(LogsInMemory()), gang()
     await driver.launch(launch)
-    it.server.fail(code, "Conflict" if code == 409 else "", MODIFIED, times=3, method="DELETE", retry_after=0)
-    for _ in range(5):
-        try:
-            await driver.free("p", "t-1", 1)
-            break
-        except Unavailable:
-            continue
+    async with watching(driver, launch) if watched else contextlib.nullcontext():
+        it.server.fail(code, "Conflict" if code == 409 else "", MODIFIED, times=3, method="DELETE", retry_after=0)
+        for _ in range(5):
+            try:
+                await driver.free("p", "t-1", 1)
+                break
+            except Unavailable:
+                continue
+    assert it.left() == {}
+
+
+async def test_what_the_watch_told_is_deleted_before_anything_is_asked(it: TrainingCluster) -> None:
+    driver, launch = it.driver(LogsInMemory(), background=False), gang()
+    await driver.launch(launch)
+    async with watching(driver, launch):
+        it.server.requests.clear()
+        tasks = await driver.free("p", "t-1", 1)
+        asked = [
+            "read a log" if path.endswith("/log") else f"{method} {path.split('/')[-2]}"
+            for method, path, query in it.server.requests
+            if "watch" not in query
+        ]
+    assert sorted(asked[:4]) == ["read a log"] * 4, "by then they are being read"
+    assert sorted(asked[4:11]) == ["DELETE pods"] * 4 + ["PATCH jobs"] * 3
+    assert {(task.name, task.state) for task in tasks} == {(task.name, "stopped") for task in launch.plan}
+    assert all(task.started_at and task.finished_at and task.node == "n1" for task in tasks)
+
+
+async def test_what_the_watch_did_not_tell_is_freed_all_the_same(it: TrainingCluster) -> None:
+    driver, launch = it.driver(LogsInMemory()), gang()
+    await driver.launch(launch)
+    async with watching(driver, launch):
+        blind = it.server.fail(503, watch=True, times=1000)
+        await it.server.cut()
+        (worker,) = workers(it, launch)
+        it.life.ended(
+            it.store.need(PODS, worker, NAMESPACE), code=137
+        )  # it is started again, as a pod that nothing is told of
+        async with asyncio.timeout(10):
+            while not workers(it, launch) or workers(it, launch) == [worker]:
+                await asyncio.sleep(0.01)
+        freeing = asyncio.create_task(driver.free("p", "t-1", 1))
+        async with asyncio.timeout(10):
+            while it.kubelet.running(launch):
+                await asyncio.sleep(0.01)
+        blind.times = 0
+        assert {(task.name, task.state) for task in await freeing} == {(task.name, "stopped") for task in launch.plan}
     assert it.left() == {}
 
 

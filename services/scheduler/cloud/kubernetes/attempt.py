@@ -75,6 +75,7 @@ class Attempt:
         self._not_before: datetime | None = None
         self._released = False
         self._service_gone = False
+        self._ending = False
         self._ran: set[Indexed] = set()
         self._ended: set[Indexed] = set()
         self._deleted: set[Indexed] = set()
@@ -95,12 +96,29 @@ class Attempt:
         at = min(self._timed.values(), default=None)
         return at if at is None or self._not_before is None else max(at, self._not_before)
 
+    @property
+    def jobs(self) -> tuple[JobSeen, ...]:
+        """Its Jobs, as the watch told of them."""
+        return tuple(self._jobs.values())
+
+    @property
+    def pods(self) -> tuple[PodSeen, ...]:
+        """The pods of its tasks, as the watch told of them."""
+        return tuple(pod for task in self._tasks.values() for pod in task.pods)
+
+    def end(self) -> None:
+        """We are ending it: whatever is told of it from now on is our own doing, in whichever order it is told."""
+        self._ending = True
+        self._touch()
+
     # -- what watches tell
 
     def take(self, seen: Seen) -> None:
         """One of its objects is there in this state."""
         match seen:
             case ServiceSeen():
+                if self._service_gone:
+                    self._ending = False  # it was refused room, and is launched again
                 self._service, self._service_gone = seen, False
                 if seen.roster is not None and seen.roster != self._roster:
                     self._take_roster(seen.roster)
@@ -173,7 +191,12 @@ class Attempt:
 
     def _stopping(self, group: Indexed) -> bool:
         """We are ending it: its Job is held back after it was let go, or everything is going."""
-        if self._service_gone or (self._service is not None and self._service.going) or group in self._ended:
+        if (
+            self._ending
+            or self._service_gone
+            or (self._service is not None and self._service.going)
+            or group in self._ended
+        ):
             return True
         job = self._jobs.get(group)
         return job is not None and (job.going or (job.suspended and group in self._ran))

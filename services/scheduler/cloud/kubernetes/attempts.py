@@ -79,6 +79,10 @@ class Attempts:
             self._waiting.pop(key, None)
         return AttemptSeen(project=key.project, name=key.name, attempt=key.attempt, tasks=tasks)
 
+    def get(self, key: AttemptKey) -> Attempt | None:
+        """What is known of an attempt; None: nothing."""
+        return self._attempts.get(key)
+
     # -- what only time or a question brings out
 
     def next_look(self) -> datetime | None:

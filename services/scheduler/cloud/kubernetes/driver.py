@@ -1,17 +1,17 @@
 """The Kubernetes training cloud: an attempt is a Service that owns a Job for each group of tasks."""
 
-import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Final
 
 import msgspec
 
 from services.scheduler.cloud.kubernetes import examining
-from services.scheduler.cloud.kubernetes.attempts import SeenService, tasks_of
+from services.scheduler.cloud.kubernetes.attempts import SeenService
 from services.scheduler.cloud.kubernetes.boards import Boards
 from services.scheduler.cloud.kubernetes.code import CodeDelivery, code_secrets
 from services.scheduler.cloud.kubernetes.code_server import CodeServer
+from services.scheduler.cloud.kubernetes.freeing import Freeing
 from services.scheduler.cloud.kubernetes.furniture import Furniture
 from services.scheduler.cloud.kubernetes.identity import (
     ROSTER,
@@ -31,27 +31,20 @@ from services.scheduler.cloud.port import BoardPlan, Examination, Launch, LogPar
 from services.scheduler.errors import CannotLaunch, NoRoomLeft
 from services.scheduler.frameworks.port import Framework
 from services.scheduler.model import Capabilities, Demand, NodeState
-from shared.clock import now
 from shared.contracts.training import Task, TrainingSpec
-from shared.errors import Conflict, Forbidden, Invalid, NotFound, TooLarge, Unavailable, Unsupported
+from shared.errors import Conflict, Forbidden, Invalid, TooLarge, Unavailable, Unsupported
 from shared.kube.access import Right, server_version
 from shared.kube.client import Cluster
 from shared.kube.errors import AlreadyExists, MissingRight, NamespaceMissing, QuotaExceeded, Terminating
 from shared.kube.manifest import Manifest
-from shared.kube.merge import Mirror
-from shared.kube.objects import HasMetadata, Job, Metadata, Pod, owner_reference
+from shared.kube.objects import Metadata, owner_reference
 from shared.kube.projects import Projects
-from shared.kube.resources import EVENTS, JOBS, NODES, PODS, SECRETS, SERVICES, Resource
+from shared.kube.resources import EVENTS, JOBS, NODES, PODS, SECRETS, SERVICES
 from shared.kube.rights import rights_to, tell_missing
-from shared.kube.states import is_over
-from shared.kube.watch import watch
+from shared.kube.sending import side_by_side
 
 _BOUNDLESS: Final = NodeState(name="cluster", total=Demand(cpu=1e6, memory=2**60, gpu=10**6))
 _PER_INDEX_SINCE: Final = (1, 29)
-_OPEN_SECONDS: Final = 0.1
-"""Deleting waits so long at the most until the logs of what is deleted are being read."""
-_GONE_SECONDS: Final = 20.0
-"""Beyond the grace of its pods, an attempt may take so long to go; then freeing it is tried again."""
 
 
 class KubernetesTrainings:
@@ -88,6 +81,7 @@ class KubernetesTrainings:
         self._nodes = nodes
         self._boards = boards
         self._code_server = code_server
+        self._freeing = Freeing(cluster, setting, logs)
         self._version: tuple[int, int] | None = None
 
     def rights(self) -> list[Right]:
@@ -165,8 +159,8 @@ class KubernetesTrainings:
             code_secrets=await self._make_code(key, launch, namespace, owner),
         )
         jobs = [job_manifest(attempt, group, self._framework, owner, setting) for group in groups]
-        await _all(self._make(job) for job in jobs)
-        await _all(self._release(key, group, namespace) for group in groups)
+        await side_by_side(self._make(job) for job in jobs)
+        await side_by_side(self._release(key, group, namespace) for group in groups)
         released = {ROSTER: roster_text(groups, setting, released=True)}
         await self._cluster.patch(SERVICES, service.name, {"metadata": {"annotations": released}}, namespace=namespace)
 
@@ -199,7 +193,7 @@ class KubernetesTrainings:
         contents = await self._code.contents(launch)
         prefix = f"{service_name(key, self._setting.installation)}-code"
         secrets = code_secrets(prefix, contents, namespace=namespace, labels=attempt_labels(key), owner=owner)
-        await _all(self._make(secret.manifest) for secret in secrets)
+        await side_by_side(self._make(secret.manifest) for secret in secrets)
         return tuple(secret.name for secret in secrets)
 
     async def _make(self, manifest: Manifest) -> None:
@@ -213,94 +207,8 @@ class KubernetesTrainings:
     # -- free
 
     async def free(self, project: str, name: str, attempt: int) -> tuple[Task, ...]:
-        """See the port. What runs is deleted at once; what has ended, after its log was read."""
-        key = AttemptKey(project, name, attempt)
-        namespace = self._projects.namespace(project)
-        labels = attempt_labels(key)
-        try:
-            services, jobs, pods = await asyncio.gather(
-                self._cluster.list(SERVICES, SeenService, namespace=namespace, labels=labels),
-                self._cluster.list(JOBS, Job, namespace=namespace, labels=labels),
-                self._cluster.list(PODS, Pod, namespace=namespace, labels=labels),
-            )
-        except NamespaceMissing:
-            return ()
-        if not (services or jobs or pods):
-            return ()
-        moment = now()
-        seen = tasks_of(
-            key,
-            services[0] if services else None,
-            jobs,
-            pods,
-            moment,
-            self._setting.options,
-            installation=self._setting.installation,
-        )
-        running = [pod for pod in pods if not is_over(pod)]
-        rest = await self._logs.open_rest(key, pods, within=_OPEN_SECONDS)
-        try:
-            # Suspended first, or the cluster would start anew what is deleted here.
-            await _all(
-                [
-                    *(self._suspend(job, namespace) for job in jobs),
-                    *(self._delete(PODS, pod, namespace) for pod in running),
-                ]
-            )
-            await rest.drain(self._setting.grace + _GONE_SECONDS)
-        finally:
-            await rest.aclose()
-        await _all(
-            [
-                *(self._delete(PODS, pod, namespace, grace=0) for pod in pods if is_over(pod)),
-                *(self._delete(JOBS, job, namespace) for job in jobs),
-                *(self._delete(SERVICES, service, namespace) for service in services),
-            ]
-        )
-        await self._until_gone(labels, namespace)
-        return tuple(
-            task if task.finished_at else msgspec.structs.replace(task, state="stopped", finished_at=moment, reason="")
-            for task in seen
-        )
-
-    async def _suspend(self, job: Job, namespace: str) -> None:
-        """By uid: another of its name is none of ours to touch."""
-        if job.metadata.deletion_timestamp is not None:
-            return
-        change = {"metadata": {"uid": job.metadata.uid}, "spec": {"suspend": True}}
-        with contextlib.suppress(NotFound, Conflict, Invalid):  # gone, or over: nothing to hold back
-            await self._cluster.patch(JOBS, job.metadata.name, change, namespace=namespace)
-
-    async def _delete(
-        self, resource: Resource, found: HasMetadata, namespace: str, *, grace: int | None = None
-    ) -> None:
-        about = found.metadata
-        if about.deletion_timestamp is None or grace == 0:
-            await self._cluster.delete(resource, about.name, namespace=namespace, uid=about.uid, grace=grace)
-
-    async def _until_gone(self, labels: dict[str, str], namespace: str) -> None:
-        """Wait until there is no pod left: only then are its resources somebody else's.
-
-        One that has ended is not waited for: nothing of it runs, and its log was read.
-        """
-        left: Mirror[Pod] = Mirror()
-        ended: set[str] = set()
-        try:
-            async with (
-                asyncio.timeout(self._setting.grace + _GONE_SECONDS),
-                contextlib.aclosing(watch(self._cluster, PODS, Pod, namespace=namespace, labels=labels)) as told,
-            ):
-                async for each in told:
-                    left.take(each)
-                    for pod in left:
-                        if is_over(pod) and pod.metadata.uid not in ended:
-                            ended.add(pod.metadata.uid)
-                            await self._delete(PODS, pod, namespace, grace=0)
-                    if left.synced and not len(left):
-                        return
-        except TimeoutError:
-            names = ", ".join(sorted(pod.metadata.name for pod in left)[:3])
-            raise Unavailable(f"pods do not end: {names}", retry=5) from None
+        """See the port."""
+        return await self._freeing.free(AttemptKey(project, name, attempt), self._projects.namespace(project))
 
     async def settle(self, holding: frozenset[tuple[str, str, int]]) -> None:
         """Nothing is handed out here but by objects, and every object is shown by the watch."""
@@ -317,10 +225,11 @@ class KubernetesTrainings:
 
     async def watch(self) -> AsyncIterator[Observation]:
         """See the port."""
-        watching = watch_attempts(self._cluster, self._setting.projects, self._setting.options)
-        async with contextlib.aclosing(watching) as seen:
-            async for each in seen:
-                yield each
+        with self._freeing.watching() as told:
+            watching = watch_attempts(self._cluster, self._setting.projects, self._setting.options, attempts=told)
+            async with contextlib.aclosing(watching) as seen:
+                async for each in seen:
+                    yield each
 
     # -- TensorBoard
 
@@ -338,10 +247,3 @@ class KubernetesTrainings:
         await self._boards.aclose()
         await self._logs.aclose()
         await self._cluster.close()
-
-
-async def _all(calls: Iterable[Awaitable[object]]) -> None:
-    """All of them side by side, to their ends; then the first error, if there was one."""
-    for result in await asyncio.gather(*calls, return_exceptions=True):
-        if isinstance(result, BaseException):
-            raise result

@@ -9,6 +9,7 @@ from typing import Final, Literal
 import msgspec
 
 from services.scheduler.cloud.kubernetes.identity import CONTAINER, PREPARING, AttemptKey, attempt_labels, task_of
+from services.scheduler.cloud.kubernetes.seen import PodSeen
 from services.scheduler.log_store import Source
 from shared.kube.client import Cluster
 from shared.kube.errors import NamespaceMissing
@@ -65,7 +66,21 @@ def writer_of(pod: Pod) -> Writer | None:
         pod=about.name,
         namespace=about.namespace,
         container=container,
-        source=Source(uid=about.uid, rank=_rank(pod)),
+        source=Source(uid=about.uid, rank=_rank(_born(pod), _earlier(pod))),
+        stage=stage,
+    )
+
+
+def writer_seen(pod: PodSeen) -> Writer:
+    """The same of a pod as a watch told of it."""
+    stage: Stage = "over" if pod.stage == "ended" else "running" if pod.stage == "running" else "waiting"
+    born = pod.created_at or datetime.fromtimestamp(0, UTC)
+    return Writer(
+        task=f"{pod.role}-{pod.index}",
+        pod=pod.name,
+        namespace=pod.namespace,
+        container=PREPARING if stage == "over" and pod.started_at is None else CONTAINER,
+        source=Source(uid=pod.uid, rank=_rank(born, pod.earlier)),
         stage=stage,
     )
 
@@ -80,11 +95,17 @@ def _status(statuses: Sequence[ContainerStatus], name: str) -> ContainerStatus |
     return next((each for each in statuses if each.name == name), None)
 
 
-def _rank(pod: Pod) -> int:
-    """Pods are born in whole seconds; how many of its task failed before it tells those of one second apart."""
-    born = pod.metadata.creation_timestamp or datetime.fromtimestamp(0, UTC)
+def _born(pod: Pod) -> datetime:
+    return pod.metadata.creation_timestamp or datetime.fromtimestamp(0, UTC)
+
+
+def _earlier(pod: Pod) -> int:
     told = [pod.metadata.annotations.get(name, "") for name in (_FAILURES, _IGNORED)]
-    earlier = sum(int(text) for text in told if text.isdigit())
+    return sum(int(text) for text in told if text.isdigit())
+
+
+def _rank(born: datetime, earlier: int) -> int:
+    """Pods are born in whole seconds; how many of its task failed before it tells those of one second apart."""
     return int(born.timestamp()) * _RANKS + min(earlier, _RANKS - 1)
 
 

@@ -11,13 +11,13 @@ from typing import Final, Literal
 import structlog
 
 from services.scheduler.cloud.kubernetes.identity import ROOM_NAME, TRAINING_WORK, WORK, AttemptKey, attempt_of
-from services.scheduler.cloud.kubernetes.log_fetch import Fetch, Overtaken, Store
+from services.scheduler.cloud.kubernetes.log_fetch import Fetcher, Store
 from services.scheduler.cloud.kubernetes.log_rest import Rest, is_behind
-from services.scheduler.cloud.kubernetes.log_sources import Writer, Writers, writer_of, writers_of
+from services.scheduler.cloud.kubernetes.log_sources import Writer, Writers, writer_of
 from services.scheduler.cloud.kubernetes.options import TrainingOptions
 from services.scheduler.cloud.port import LogPart
 from services.scheduler.log_store import LogHead, LogKey
-from shared.errors import ElearnError, Invalid, NotFound, Unavailable, Unsupported
+from shared.errors import ElearnError, Unavailable
 from shared.kube.client import Cluster
 from shared.kube.names import ROOM
 from shared.kube.objects import Pod
@@ -31,9 +31,6 @@ LARGEST: Final = 32 * 2**20
 
 _PAUSE: Final = 0.5
 _LIST_SECONDS: Final = 3.0
-_FETCH_SECONDS: Final = 10.0
-_IDLE_SECONDS: Final = 4.0
-_AT_ONCE: Final = 16 * 2**20
 _QUICK: Final = 1.0
 _AGAIN: Final = 0.3
 _PATIENCE: Final = 6.0
@@ -42,7 +39,6 @@ _FETCHES: Final = 16
 _FOLLOWED: Final = 64
 _TURNS: Final = 1000
 _LOST: Final = 3
-_OVERTAKEN: Final = 3
 _ROTA_PACE: Final = 0.2
 _ROTA_AT_ONCE: Final = 4
 
@@ -83,6 +79,7 @@ class TaskLogs:
         self._cluster = cluster
         self._projects = projects
         self._store = store
+        self._fetcher = Fetcher(cluster, store, limit=min(limit, LARGEST))
         self._every = options.kubernetes_log_seconds
         self._limit = min(limit, LARGEST)
         self._pause = pause
@@ -92,6 +89,7 @@ class TaskLogs:
         self._at_once = asyncio.Semaphore(_FETCHES)
         self._followed = asyncio.Semaphore(_FOLLOWED)
         self._failures: dict[str, int] = {}
+        self._rests: dict[AttemptKey, Rest] = {}
 
     async def aclose(self) -> None:
         """End what is under way."""
@@ -100,6 +98,8 @@ class TaskLogs:
             task.cancel()
         if left:
             await asyncio.wait(left, timeout=5)
+        await asyncio.gather(*(rest.aclose() for rest in self._rests.values()))
+        self._rests.clear()
 
     # -- reading
 
@@ -133,6 +133,8 @@ class TaskLogs:
 
     async def forget(self, project: str, name: str) -> None:
         """Remove the logs of all attempts of a training."""
+        for key in [key for key in self._rests if key[:2] == (project, name)]:
+            await self._rests.pop(key).aclose()
         await self._store.forget(project, name)
 
     # -- fetching
@@ -206,72 +208,34 @@ class TaskLogs:
         return failures >= _LOST and any(each.stage != "waiting" for each in later)
 
     async def _take_patiently(self, log: LogKey, writer: Writer) -> bool:
-        """The same as :meth:`_take`, twice where it fails quickly."""
+        """Fetch what is new of a writer's log, twice where that fails quickly; True: there is more."""
         loop = asyncio.get_running_loop()
         begun = loop.time()
         try:
-            return await self._take(log, writer)
+            return await self._fetcher.take(log, writer)
         except Unavailable:
             if loop.time() - begun > _QUICK:
                 raise
         await asyncio.sleep(_AGAIN)
-        return await self._take(log, writer)
-
-    async def _take(self, log: LogKey, writer: Writer) -> bool:
-        """Fetch what is new of a writer's log; True: there is more.
-
-        Raises:
-            ElearnError: it can't be had; what came is stored.
-        """
-        for _ in range(_OVERTAKEN):
-            head = await self._store.head(log)
-            try:
-                async with Fetch(self._cluster, self._store, log, writer, head, limit=self._limit) as fetch:
-                    return await self._take_all(fetch, over=writer.stage == "over")
-            except Overtaken:
-                continue
-            except (NotFound, Unsupported, Invalid):
-                # There is no such pod, or no log of it: it did not start, or the node has forgotten it.
-                if writer.stage == "over":
-                    await self._store.complete(log, writer.source, epoch=head.epoch if head is not None else 0)
-                return False
-        return True
-
-    async def _take_all(self, fetch: Fetch, *, over: bool) -> bool:
-        try:
-            async with (
-                asyncio.timeout(_FETCH_SECONDS),
-                fetch.opened(follow=False, idle=_IDLE_SECONDS) as chunks,
-            ):
-                async for chunk in chunks:
-                    await fetch.take(chunk)
-                    if fetch.fresh > _AT_ONCE:
-                        return True
-        except TimeoutError:
-            if not fetch.fresh:
-                raise Unavailable("the Kubernetes API does not answer in time", retry=2) from None
-            return True
-        if over:
-            await fetch.complete()
-        return False
+        return await self._fetcher.take(log, writer)
 
     # -- the end of an attempt
 
-    async def open_rest(self, key: AttemptKey, pods: Sequence[Pod], *, within: float = 0.1) -> Rest:
-        """Begin to read the rest of the logs of an attempt whose pods are about to be deleted.
-
-        Returns when all streams are open, or after about ``within`` seconds; what is not open then follows.
-        """
-        rest = Rest(
-            key,
-            cluster=self._cluster,
-            store=self._store,
-            writers=self._writers,
-            take=self._take,
-            room=self._followed,
-            limit=self._limit,
-        )
-        await rest.open(writers_of(pods), within=within)
+    def rest(self, key: AttemptKey) -> Rest:
+        """The rest of the logs of an attempt that is about to be deleted; whoever tries that again finds it again."""
+        for each, idle in tuple(self._rests.items()):
+            if not idle.reading:
+                del self._rests[each]
+        rest = self._rests.get(key)
+        if rest is None:
+            rest = self._rests[key] = Rest(
+                key,
+                cluster=self._cluster,
+                store=self._store,
+                writers=self._writers,
+                room=self._followed,
+                limit=self._limit,
+            )
         return rest
 
     # -- now and then

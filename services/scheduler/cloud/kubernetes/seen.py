@@ -64,6 +64,7 @@ class JobSeen(msgspec.Struct, frozen=True, kw_only=True):
     key: AttemptKey
     namespace: str
     name: str
+    uid: str
     role: RoleName
     first: int
     suspended: bool
@@ -139,6 +140,7 @@ def job_seen(job: Job) -> JobSeen | None:
         key=key,
         namespace=intern(about.namespace),
         name=about.name,
+        uid=about.uid,
         role=role,
         first=int(first),
         suspended=job.spec.suspend,

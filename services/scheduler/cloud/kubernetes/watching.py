@@ -43,16 +43,24 @@ _QUESTIONS: Final = 10
 
 
 async def watch_attempts(
-    cluster: Cluster, settings: ProjectSettings, options: TrainingOptions, *, look_every: float = _LOOK_EVERY
+    cluster: Cluster,
+    settings: ProjectSettings,
+    options: TrainingOptions,
+    *,
+    attempts: Attempts | None = None,
+    look_every: float = _LOOK_EVERY,
 ) -> AsyncGenerator[Observation, None]:
     """Every attempt that is there, then :class:`Synced`, then those that stand otherwise, for ever.
 
     Nothing is told before all kinds of objects were seen: half of them make no attempt. Iterate under ``aclosing``.
 
     Args:
+        attempts: where what is told is noted, for others to look at; empty.
         look_every: seconds between two looks for what time alone makes of attempts.
     """
-    async with _Watcher(cluster, settings, options, look_every) as watcher, aclosing(watcher.observations()) as seen:
+    if attempts is None:
+        attempts = Attempts(options, installation=cluster.installation)
+    async with _Watcher(cluster, settings, attempts, look_every) as watcher, aclosing(watcher.observations()) as seen:
         async for each in seen:
             yield each
 
@@ -60,13 +68,11 @@ async def watch_attempts(
 class _Watcher:
     """Takes in what is told, asks about the rest, and tells what is new of it."""
 
-    def __init__(
-        self, cluster: Cluster, settings: ProjectSettings, options: TrainingOptions, look_every: float
-    ) -> None:
+    def __init__(self, cluster: Cluster, settings: ProjectSettings, attempts: Attempts, look_every: float) -> None:
         self._cluster = cluster
         self._settings = settings
         self._look_every = look_every
-        self._attempts = Attempts(options, installation=cluster.installation)
+        self._attempts = attempts
         self._touched: dict[AttemptKey, None] = {}
         self._synced = False
         self._wake = Wake()
