@@ -29,6 +29,7 @@ from shared.kube.settings import ProjectSettings
 from shared.postgres import Database
 from tests.support.kube_logs import SECOND
 from tests.support.kube_server import KubeServer
+from tests.support.logs_in_memory import Outage
 
 KEY = AttemptKey("search", "ctr-7", 1)
 NAMESPACE = "elearn-search"
@@ -419,26 +420,6 @@ async def test_nothing_is_left_behind(server: KubeServer, cluster: Cluster, stor
     await server.logs.followed(0)
     assert {each for each in asyncio.all_tasks() - before if "log of" in each.get_name()} == set()
     assert await store.read(LOG, offset=0, length=9) == (LogPart(data=b"one\n", offset=0, size=4), ANY)
-
-
-class Outage:
-    """A store whose database can be away."""
-
-    def __init__(self, store: LogStore) -> None:
-        self._store = store
-        self.away = False
-        self.asked = asyncio.Event()
-
-    def __getattr__(self, name: str) -> Any:
-        call = getattr(self._store, name)
-
-        async def answer(*args: object, **options: object) -> object:
-            if self.away:
-                self.asked.set()
-                raise Unavailable("the database is away; try again")
-            return await call(*args, **options)
-
-        return answer
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["away later", "away from the beginning"])

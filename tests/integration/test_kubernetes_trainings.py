@@ -31,7 +31,7 @@ from tests.support.kube_trainings import (
     service_of,
     training_cluster,
 )
-from tests.support.logs_in_memory import LogsInMemory
+from tests.support.logs_in_memory import LogsInMemory, Outage
 
 CLUSTER = Roles(chief=Role(cpu=0.5), worker=Role(cpu=0.5, replicas=2), ps=Role(cpu=0.5))
 CODE = "sha256:" + "c" * 64
@@ -347,6 +347,35 @@ async def test_what_the_watch_did_not_tell_is_freed_all_the_same(it: TrainingClu
         blind.times = 0
         assert {(task.name, task.state) for task in await freeing} == {(task.name, "stopped") for task in launch.plan}
     assert it.left() == {}
+
+
+@pytest.mark.parametrize("watched", [True, False])
+async def test_no_log_is_lost_while_the_database_is_away(
+    it: TrainingCluster, monkeypatch: pytest.MonkeyPatch, watched: bool
+) -> None:
+    """What runs is ended all the same, what has ended stays, and who freed is no leader any more for a while."""
+    monkeypatch.setattr(module, "_GONE_SECONDS", 0.2)
+    store = Outage(LogsInMemory())
+    driver, launch = it.driver(store, grace=0.1, background=False), gang()
+    await driver.launch(launch)
+    async with contextlib.AsyncExitStack() as stack:
+        watch = await stack.enter_async_context(watching(driver, launch))
+        it.kubelet.end(launch, "chief-0", 0)
+        await watch.until_task("chief-0", "succeeded")
+        if not watched:
+            await stack.aclose()
+        store.away = True
+        with pytest.raises(Unavailable, match="wait to be stored: the database is away"):
+            await driver.free("p", "t-1", 1)
+        assert it.kubelet.running(launch) == []
+        assert it.left()["Pod"] == 1, "the chief, whose log was not read"
+        store.away = False
+        monkeypatch.undo()
+        await driver.free("p", "t-1", 1)
+    assert it.left() == {}
+    for task in launch.plan:
+        part = await driver.logs("p", "t-1", 1, task.name, offset=0, length=100)
+        assert part.data == b"hello\n"
 
 
 async def test_a_right_that_is_missing_for_freeing_is_named(it: TrainingCluster) -> None:

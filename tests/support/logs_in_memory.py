@@ -1,9 +1,14 @@
 """Logs of tasks, kept as the scheduler's store keeps them, in memory: for suites that need no PostgreSQL."""
 
+import asyncio
+from typing import Any
+
 from msgspec.structs import replace
 
+from services.scheduler.cloud.kubernetes.log_fetch import Store
 from services.scheduler.cloud.port import LogPart
 from services.scheduler.log_store import LogHead, LogKey, Source
+from shared.errors import Unavailable
 
 
 class LogsInMemory:
@@ -85,3 +90,27 @@ class LogsInMemory:
             head = replace(head, source=source, taken=0, mark="", epoch=head.epoch + 1, complete=False)
         self.heads_of[log] = head
         return head
+
+
+class Outage:
+    """A store whose database can be away.
+
+    Attributes:
+        asked: somebody asked while it was.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.away = False
+        self.asked = asyncio.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        call = getattr(self._store, name)
+
+        async def answer(*args: object, **options: object) -> object:
+            if self.away:
+                self.asked.set()
+                raise Unavailable("the database is away; try again")
+            return await call(*args, **options)
+
+        return answer

@@ -13,7 +13,7 @@ from services.scheduler.cloud.kubernetes.log_fetch import Fetch, Fetcher, Overta
 from services.scheduler.cloud.kubernetes.log_patience import Held, PatientStore
 from services.scheduler.cloud.kubernetes.log_sources import Stage, Writer, Writers
 from services.scheduler.log_store import LogHead, LogKey
-from shared.errors import ElearnError, Invalid, NotFound, Unavailable, Unsupported
+from shared.errors import ElearnError, Invalid, NotFound, StorageFull, Unavailable, Unsupported
 from shared.kube.client import Cluster
 
 _log = structlog.get_logger(__name__)
@@ -21,7 +21,7 @@ _log = structlog.get_logger(__name__)
 _PAUSES: Final = (0.3, 1.0)
 """A stream that broke is opened again after so many seconds; after the last it is given up."""
 _LOOK_AGAIN: Final = 0.25
-_HEAD_SECONDS: Final = 1.0
+_HEAD_SECONDS: Final = 0.25
 """A stream is not held up for longer by the question how far its log was taken: its pod may be gone by then."""
 _HELD: Final = 2**20
 """Bytes of each stream that are kept in memory at the most while the store is away."""
@@ -184,9 +184,9 @@ class Rest:
                 await asyncio.sleep(_LOOK_AGAIN)
 
     async def _head(self, log: LogKey) -> Known:
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(TimeoutError, Unavailable, StorageFull):
             async with asyncio.timeout(_HEAD_SECONDS):
-                head = await self._store.head(log)
+                head = await self._impatient.head(log)
                 return {} if head is None else {log.task: head}
         return None
 
