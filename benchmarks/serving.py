@@ -88,8 +88,7 @@ async def measure(port: int, method: str, request: bytes, in_flight: int, second
 def start_server(folder: Path) -> tuple[subprocess.Popen[bytes], int]:
     """A model server with a 784-128-10 network, and its gRPC port."""
     model, ready, config = folder / "1", folder / "ready.json", folder / "config.json"
-    quiet = {"stderr": subprocess.DEVNULL}
-    subprocess.run([sys.executable, "-c", EXPORT, str(model)], check=True, **quiet)
+    subprocess.run([sys.executable, "-c", EXPORT, str(model)], check=True, stderr=subprocess.DEVNULL)
     config.write_text(
         json.dumps(
             {
@@ -102,7 +101,7 @@ def start_server(folder: Path) -> tuple[subprocess.Popen[bytes], int]:
         )
     )
     command = [sys.executable, "-m", "services.serving.server", "--config", str(config)]
-    process = subprocess.Popen(command, cwd=ROOT, **quiet)
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
     while not ready.exists():
         if process.poll() is not None:
             raise RuntimeError("the model server did not come up")

@@ -43,7 +43,7 @@ CLUSTER_WIDE = (NAMESPACES, PERSISTENT_VOLUMES, STORAGE_CLASSES)
 SMALL: dict[str, object] = {"cpu": "50m", "memory": "96Mi"}
 
 
-def until(condition: Callable[[], T], what: str, seconds: float = 60.0, every: float = 0.25) -> T:
+def until(condition: Callable[[], T | None], what: str, seconds: float = 60.0, every: float = 0.25) -> T:
     """Wait until the condition holds; answers what it answered."""
     deadline = time.monotonic() + seconds
     while True:

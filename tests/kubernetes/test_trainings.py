@@ -140,7 +140,7 @@ def test_a_task_finds_everything_where_the_spec_says(
 def test_logs_are_read_while_they_are_written_and_afterwards(live: LiveCluster, client: Client) -> None:
     lines = "for i in $(seq 20); do echo line $i; sleep 0.5; done; printf end"
     training = submit(client, "logs", ["sh", "-c", lines], roles={"chief": {}, "worker": {}})
-    live_lines = []
+    live_lines: list[str] = []
     for line in client.trainings.logs(training.name, follow=True):
         if not live_lines:
             assert client.trainings.get(training.name).state == "running"
@@ -240,7 +240,7 @@ def test_a_worker_beside_a_ps_comes_back_on_its_address(live: LiveCluster, clien
     script = "import os, time; f = 'out/once'; first = not os.path.exists(f); open(f, 'w'); time.sleep(0 if first else 600); raise SystemExit(1)"  # noqa: E501 - a program
     spec = ["sh", "-c", f'[ "$ELEARN_ROLE" = worker ] && exec python3 -c "{script}"; sleep 600']
     mounts = [{"datastore": runs, "path": "out", "own": True}]
-    roles = {"chief": {}, "worker": {}, "ps": {}}
+    roles: dict[str, object] = {"chief": {}, "worker": {}, "ps": {}}
     training = submit(client, "back", spec, roles=roles, mounts=mounts)
 
     def came_back() -> bool:
@@ -293,7 +293,7 @@ def accepted(client: Client, name: str, command: list[str], roles: dict[str, obj
 
 def test_gpus_are_handed_out(live: LiveCluster, client: Client, fake_gpus: None) -> None:
     until(lambda: any(node.gpu for node in client.cluster().nodes), "GPUs are seen", 30)
-    roles = {"chief": {}, "worker": {"gpus": 3, "gpus_per_task": 2}}
+    roles: dict[str, object] = {"chief": {}, "worker": {"gpus": 3, "gpus_per_task": 2}}
     # By a few seconds the scheduler may be behind with how large nodes are.
     training = until(lambda: accepted(client, "gpus", SLOW, roles), "GPUs are handed out", 30, every=1.0)
     client.trainings.wait(training.name, until="running", timeout=120)
