@@ -378,6 +378,38 @@ async def test_no_log_is_lost_while_the_database_is_away(
         assert part.data == b"hello\n"
 
 
+@pytest.mark.parametrize("watched", [True, False])
+async def test_the_pod_of_a_task_that_has_just_ended_is_left_until_its_log_is_read(
+    it: TrainingCluster, monkeypatch: pytest.MonkeyPatch, watched: bool
+) -> None:
+    """Its node says a second later that the pod has ended too; a Job that is held back would delete it until then."""
+    monkeypatch.setattr(module, "_GONE_SECONDS", 0.2)
+    store = Outage(LogsInMemory())
+    driver, launch = it.driver(store, grace=0.1, background=False), gang()
+    await driver.launch(launch)
+    async with contextlib.AsyncExitStack() as stack:
+        watch = await stack.enter_async_context(watching(driver, launch))
+        chief = next(pod for pod in it.kubelet.running(launch) if task_of(pod["metadata"]["labels"]) == ("chief", 0))
+        it.life.ended(chief, phase="Running")
+        await watch.until_task("chief-0", "succeeded")
+        if not watched:
+            await stack.aclose()
+        store.away = True
+        it.kubelet.obeys = False
+        with pytest.raises(Unavailable):
+            await driver.free("p", "t-1", 1)
+        left = {task_of(pod["metadata"]["labels"]): pod["metadata"] for pod in it.store.all(PODS, NAMESPACE)}
+        assert ["deletionTimestamp" in left[task] for task in (("chief", 0), ("ps", 0))] == [False, True]
+        it.kubelet.obeys, store.away = True, False
+        monkeypatch.undo()
+        for name in [about["name"] for task, about in left.items() if task != ("chief", 0)]:
+            it.store.finish(PODS, name, NAMESPACE)
+        it.life.ended(it.store.need(PODS, chief["metadata"]["name"], NAMESPACE))
+        await driver.free("p", "t-1", 1)
+    assert it.left() == {}
+    assert (await driver.logs("p", "t-1", 1, "chief-0", offset=0, length=100)).data == b"hello\n"
+
+
 async def test_a_right_that_is_missing_for_freeing_is_named(it: TrainingCluster) -> None:
     driver, launch = it.driver(LogsInMemory()), gang()
     await driver.launch(launch)

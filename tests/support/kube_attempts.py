@@ -1,11 +1,12 @@
 """Services, Jobs and pods of one training as the API tells of them, and stories made of them."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
 
-from services.scheduler.cloud.kubernetes.attempts import Attempts, SeenService
+from services.scheduler.cloud.kubernetes.attempts import Attempts, SeenService, listed_attempt
 from services.scheduler.cloud.kubernetes.identity import (
     INDEX,
     ROSTER,
@@ -127,6 +128,12 @@ TAKEN_LATE = condition("DisruptionTarget", reason="EvictionByEvictionAPI", messa
 NO_ROOM = condition("PodScheduled", "False", "Unschedulable", "0/3 nodes are available: 3 Insufficient nvidia.com/gpu.")
 REBOOTED = ended(137, reason="ContainerStatusUnknown", message="The container could not be located", begin=None)
 FAIL, RESTART, IGNORE = group(), group(on_failure="restart"), group("evaluator", on_failure="ignore")
+
+
+def tasks_of(of: SeenService | None, jobs: Sequence[Job], pods: Sequence[Pod], now: datetime) -> tuple[Task, ...]:
+    """The tasks of an attempt as lists tell of it."""
+    attempt = listed_attempt(KEY, of, jobs, pods)
+    return () if attempt is None else attempt.look(now, OPTIONS, "elearn")
 
 
 class Story:

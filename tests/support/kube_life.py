@@ -159,7 +159,8 @@ class ClusterLife:
         """A pod's processes end by themselves; 137 with OOMKilled is running out of memory."""
         self.ended(self.pod(job, index, namespace=namespace), code=code, reason=reason, message=message)
 
-    def ended(self, pod: Document, *, code: int = 0, reason: str = "", message: str = "") -> None:
+    def ended(self, pod: Document, *, code: int = 0, reason: str = "", message: str = "", phase: str = "") -> None:
+        """A pod's processes have ended; ``phase``: what its node says of it meanwhile."""
         terminated = {
             "exitCode": code,
             "reason": reason or ("Completed" if code == 0 else "Error"),
@@ -170,7 +171,7 @@ class ClusterLife:
         self._status(
             pod,
             {
-                "phase": "Succeeded" if code == 0 else "Failed",
+                "phase": phase or ("Succeeded" if code == 0 else "Failed"),
                 "conditions": [{"type": "Ready", "status": "False", "reason": "PodCompleted"}],
                 "containerStatuses": self._containers(pod, {"terminated": terminated}, ready=False),
             },

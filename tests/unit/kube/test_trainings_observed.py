@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from services.scheduler.cloud.kubernetes.attempts import tasks_of
+from services.scheduler.cloud.kubernetes.attempts import listed_attempt
 from services.scheduler.cloud.kubernetes.endings import ending_of
 from services.scheduler.cloud.kubernetes.identity import Group
 from services.scheduler.cloud.kubernetes.preparation import AWAY
@@ -18,7 +18,6 @@ from tests.support.kube_attempts import (
     LOW_ON_MEMORY,
     NO_FILE,
     NO_ROOM,
-    OPTIONS,
     REBOOTED,
     RESTART,
     TAKEN,
@@ -32,6 +31,7 @@ from tests.support.kube_attempts import (
     running,
     service,
     stamp,
+    tasks_of,
     waiting,
 )
 
@@ -121,7 +121,7 @@ def test_indexes() -> None:
 
 def look(of: Group, *pods: Pod, told: Job | None = None, now: float = 100, released: bool = True) -> Task:
     jobs = [] if told is None else [told]
-    found = tasks_of(KEY, service(of, released=released), jobs, pods, at(now), OPTIONS, installation="elearn")
+    found = tasks_of(service(of, released=released), jobs, pods, at(now))
     assert len(found) == 1
     return found[0]
 
@@ -231,25 +231,55 @@ def test_restarts_are_counted_from_pods_and_from_what_the_job_says() -> None:
 def test_the_rest_of_a_role_has_its_own_job() -> None:
     workers, rest = group(count=2), group(first=2)
     pods = [pod(workers, 0, **running()), pod(workers, 1, **running()), pod(rest, 2, **running())]
-    tasks = tasks_of(
-        KEY, service(workers, rest), [job(workers), job(rest)], pods, at(9), OPTIONS, installation="elearn"
-    )
+    tasks = tasks_of(service(workers, rest), [job(workers), job(rest)], pods, at(9))
     assert [(task.name, task.state) for task in tasks] == [(f"worker-{n}", "running") for n in range(3)]
     assert "-worker-rest-0." in tasks[2].address
 
 
 def test_what_is_not_launched_is_not_shown() -> None:
     """Whoever launches counts the tasks that there are."""
-    assert tasks_of(KEY, service(FAIL, released=False), [], [], at(0), OPTIONS, installation="elearn") == ()
+    assert tasks_of(service(FAIL, released=False), [], [], at(0)) == ()
     held = [job(FAIL, suspend=True)]
-    assert tasks_of(KEY, service(FAIL, released=False), held, [], at(0), OPTIONS, installation="elearn") == ()
-    let_go = tasks_of(KEY, service(FAIL, released=False), [job(FAIL)], [], at(0), OPTIONS, installation="elearn")
+    assert tasks_of(service(FAIL, released=False), held, [], at(0)) == ()
+    let_go = tasks_of(service(FAIL, released=False), [job(FAIL)], [], at(0))
     assert [task.state for task in let_go] == ["pending"]
 
 
 def test_without_a_service_the_pods_speak() -> None:
     chief = group("chief")
     pods = [pod(FAIL, **running()), pod(chief, **ended(0))]
-    tasks = tasks_of(KEY, None, [], pods, at(9), OPTIONS, installation="elearn")
+    tasks = tasks_of(None, [], pods, at(9))
     assert [(task.name, task.state) for task in tasks] == [("chief-0", "succeeded"), ("worker-0", "running")]
-    assert tasks_of(KEY, None, [], [], at(9), OPTIONS, installation="elearn") == ()
+    assert tasks_of(None, [], [], at(9)) == ()
+
+
+def test_a_job_that_was_held_back_by_an_earlier_leader_is_no_loss() -> None:
+    """Kubernetes takes the pods that we deleted for failed, and the Job with them."""
+    of = group(on_failure="fail")
+    for told in ({"failed": "Job has failed indexes", "failedIndexes": "0"}, {"failedIndexes": "0"}):
+        (task,) = tasks_of(service(of), [job(of, suspend=True, **told)], [], at(60))
+        assert (task.state, task.finished_at) == ("pending", None)
+    (task,) = tasks_of(service(of), [job(of, failedIndexes="0")], [], at(60))
+    assert task.state == "lost"
+
+
+@pytest.mark.parametrize(
+    ("pods", "unfinished"),
+    [
+        ([], 1),
+        ([running()], 1),
+        ([ended(0)], 1),
+        ([ended(0), ended(0)], 0),
+        ([ended(0), running()], 1),
+        ([ended(0), ended(1)], 1),
+        ([ended(0), ended(0) | {"phase": "Running"}], 0),
+        ([ended(0), ended(0, reason="Error") | TAKEN], 1),
+    ],
+)
+def test_which_jobs_would_run_something_still(pods: list[dict[str, Any]], unfinished: int) -> None:
+    of = group(count=2)
+    attempt = listed_attempt(
+        KEY, service(of), [job(of)], [pod(of, index, **status) for index, status in enumerate(pods)]
+    )
+    assert attempt is not None
+    assert len(attempt.unfinished) == unfinished

@@ -97,14 +97,20 @@ class Attempt:
         return at if at is None or self._not_before is None else max(at, self._not_before)
 
     @property
-    def jobs(self) -> tuple[JobSeen, ...]:
-        """Its Jobs, as the watch told of them."""
-        return tuple(self._jobs.values())
-
-    @property
     def pods(self) -> tuple[PodSeen, ...]:
         """The pods of its tasks, as the watch told of them."""
         return tuple(pod for task in self._tasks.values() for pod in task.pods)
+
+    @property
+    def unfinished(self) -> tuple[JobSeen, ...]:
+        """Its Jobs that run tasks or would start some again; not those whose tasks have all succeeded.
+
+        A Job that is held back deletes its pods, those too that are about to be over and have logs to be read.
+        """
+        tasks = self._tasks.values()
+        running = {task.in_group for task in tasks if not (task.pods and task.pods[-1].end == "succeeded")}
+        known = {task.in_group for task in tasks}
+        return tuple(job for group, job in self._jobs.items() if group in running or group not in known)
 
     def end(self) -> None:
         """We are ending it: whatever is told of it from now on is our own doing, in whichever order it is told."""
@@ -127,8 +133,8 @@ class Attempt:
                 self._jobs[group] = seen
                 self._deleted.discard(group)
                 self._ended.discard(group)
-                if not seen.suspended:
-                    self._ran.add(group)
+                if not seen.suspended or seen.failed or seen.completed or seen.given_up:
+                    self._ran.add(group)  # one that was never let go has no results
                 self._touch(None if self._let_go() else group)
             case PodSeen(task=key):
                 task = self._tasks.get(key) or (self._stranger(seen) if self._roster is None else None)

@@ -14,7 +14,6 @@ from services.scheduler.cloud.kubernetes.options import TrainingOptions
 from services.scheduler.cloud.kubernetes.seen import JobSeen, PodSeen, Seen, job_seen, pod_seen, service_seen
 from services.scheduler.cloud.kubernetes.seen import SeenService as SeenService
 from services.scheduler.cloud.port import AttemptGone, AttemptSeen
-from shared.contracts.training import Task
 from shared.kube.changes import Deleted, Synced, Told
 from shared.kube.objects import Job, Pod
 
@@ -130,17 +129,10 @@ class Attempts:
             attempt.answer(question, words)
 
 
-def tasks_of(
-    key: AttemptKey,
-    service: SeenService | None,
-    jobs: Sequence[Job],
-    pods: Sequence[Pod],
-    now: datetime,
-    options: TrainingOptions,
-    *,
-    installation: str,
-) -> tuple[Task, ...]:
-    """The tasks of an attempt as lists just told of it, with nothing known from before: no time-out is over."""
+def listed_attempt(
+    key: AttemptKey, service: SeenService | None, jobs: Sequence[Job], pods: Sequence[Pod]
+) -> Attempt | None:
+    """An attempt as lists just told of it, with nothing known from before; None where nothing of it is there."""
     found = [
         *([] if service is None else [service_seen(service)]),
         *map(job_seen, jobs),
@@ -148,8 +140,8 @@ def tasks_of(
     ]
     ours = [seen for seen in found if seen is not None and seen.key == key]
     if not ours:
-        return ()
+        return None
     attempt = Attempt(key, ours[0].namespace)
     for each in ours:
         attempt.take(each)
-    return attempt.look(now, options, installation)
+    return attempt

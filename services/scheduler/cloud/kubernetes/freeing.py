@@ -8,12 +8,13 @@ from typing import Final
 import msgspec
 
 from services.scheduler.cloud.kubernetes.attempt import Attempt
-from services.scheduler.cloud.kubernetes.attempts import Attempts, SeenService, tasks_of
+from services.scheduler.cloud.kubernetes.attempts import Attempts, SeenService, listed_attempt
 from services.scheduler.cloud.kubernetes.identity import AttemptKey, attempt_labels
 from services.scheduler.cloud.kubernetes.log_rest import Rest
 from services.scheduler.cloud.kubernetes.log_sources import writer_seen, writers_of
 from services.scheduler.cloud.kubernetes.logs import TaskLogs
 from services.scheduler.cloud.kubernetes.manifests import Setting
+from services.scheduler.cloud.kubernetes.seen import pod_seen
 from shared.clock import now
 from shared.contracts.training import Task
 from shared.errors import Conflict, Invalid, NotFound, Unavailable
@@ -76,21 +77,24 @@ class Freeing:
         if not (services or jobs or pods):
             return ()
         moment = now()
-        service = services[0] if services else None
-        options, installation = self._setting.options, self._setting.installation
-        listed = tasks_of(key, service, jobs, pods, moment, options, installation=installation)
-        seen = _newest(told, listed, pods)
+        listed = listed_attempt(key, services[0] if services else None, jobs, pods)
+        seen = _newest(told, self._look(listed) if listed is not None else (), pods)
+        unfinished = {job.uid for job in listed.unfinished} if listed is not None else set()
         await rest.open(writers_of(pods), within=_OPEN_SECONDS)
         await side_by_side(
             [
-                *(self._delete(PODS, pod, namespace) for pod in pods if not is_over(pod)),
-                *(self._suspend(job, namespace) for job in jobs),
+                *(self._delete(PODS, pod, namespace) for pod in pods if not _has_ended(pod)),
+                *(self._suspend(job, namespace) for job in jobs if job.metadata.uid in unfinished),
             ]
         )
         await rest.drain(self._setting.grace + _GONE_SECONDS)
         await side_by_side(
             [
-                *(self._delete(PODS, pod, namespace, grace=0) for pod in pods if is_over(pod)),
+                *(
+                    self._delete(PODS, pod, namespace, grace=0 if is_over(pod) else None)
+                    for pod in pods
+                    if _has_ended(pod)
+                ),
                 *(self._delete(JOBS, job, namespace) for job in jobs),
                 *(self._delete(SERVICES, service, namespace) for service in services),
             ]
@@ -127,7 +131,7 @@ class Freeing:
                     await self._all_ended.wait()
 
     async def _end(self, attempt: Attempt, rest: Rest) -> tuple[Task, ...]:
-        tasks = attempt.look(now(), self._setting.options, self._setting.installation)
+        tasks = self._look(attempt)
         attempt.end()
         there = [pod for pod in attempt.pods if pod.stage != "ended" and pod.going_at is None]
         running = {pod.task for pod in there if pod.stage == "running"}
@@ -141,12 +145,15 @@ class Freeing:
                 *(self._cluster.delete(PODS, pod.name, namespace=pod.namespace, uid=pod.uid) for pod in there),
                 *(
                     self._hold_back(job.name, job.uid, job.namespace)
-                    for job in attempt.jobs
+                    for job in attempt.unfinished
                     if not (job.suspended or job.going)
                 ),
             ]
         )
         return tasks
+
+    def _look(self, attempt: Attempt) -> tuple[Task, ...]:
+        return attempt.look(now(), self._setting.options, self._setting.installation)
 
     async def _suspend(self, job: Job, namespace: str) -> None:
         if job.metadata.deletion_timestamp is None and not job.spec.suspend:
@@ -188,6 +195,12 @@ class Freeing:
         except TimeoutError:
             names = ", ".join(sorted(pod.metadata.name for pod in left)[:3])
             raise Unavailable(f"pods do not end: {names}", retry=5) from None
+
+
+def _has_ended(pod: Pod) -> bool:
+    """Its task has; the node says a moment later that the pod has as well."""
+    seen = pod_seen(pod)
+    return is_over(pod) or (seen is not None and seen.stage == "ended")
 
 
 def _newest(told: tuple[Task, ...], listed: tuple[Task, ...], pods: Sequence[Pod]) -> list[Task]:

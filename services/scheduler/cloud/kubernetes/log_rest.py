@@ -5,11 +5,10 @@ import contextlib
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, Final
 
-import msgspec
 import structlog
 
 from services.scheduler.cloud.kubernetes.identity import AttemptKey
-from services.scheduler.cloud.kubernetes.log_fetch import Fetch, Fetcher, Overtaken, Store, log_of, mark_of
+from services.scheduler.cloud.kubernetes.log_fetch import Fetch, Overtaken, Store, log_of, mark_of
 from services.scheduler.cloud.kubernetes.log_patience import Held, PatientStore
 from services.scheduler.cloud.kubernetes.log_sources import Stage, Writer, Writers
 from services.scheduler.log_store import LogHead, LogKey
@@ -45,7 +44,6 @@ class Rest:
         self._cluster = cluster
         self._impatient = store
         self._store = PatientStore(store)
-        self._fetcher = Fetcher(cluster, self._store, limit=limit)
         self._writers = writers
         self._room = room
         self._limit = limit
@@ -148,7 +146,10 @@ class Rest:
         return whole
 
     async def _read_one(self, log: LogKey, writer: Writer, heads: Known, opened: asyncio.Event) -> bool:
-        """Read a writer's log to its end; whether it is known to be the end."""
+        """Read a writer's log to its end; whether it is known to be the end.
+
+        What has ended is streamed as well: its pod may go at any moment, also by somebody else's doing.
+        """
         pauses = iter(_PAUSES)
         stage, ended = writer.stage, False
         while True:
@@ -157,15 +158,13 @@ class Rest:
                     heads = await self._head(log)
                 if is_behind(writer, (heads or {}).get(log.task)):
                     return True
-                if stage == "over":
-                    return await self._finish(log, writer)
                 await self._stream(log, writer, heads, opened)
                 ended = True
             except Overtaken:
                 heads = None
                 continue
             except (NotFound, Unsupported):
-                return ended and await self._gone(log, writer)
+                return ended and await self._complete(log, writer)
             except Invalid:  # it has not started, and never will
                 return True
             except ElearnError:
@@ -174,13 +173,15 @@ class Rest:
                     raise
                 await asyncio.sleep(pause)
             heads = None
+            if ended and stage == "over":
+                return await self._complete(log, writer)
             # A stream also ends in good order where the kubelet does, or a proxy on the way.
             found = await self._stage(writer)
             if found is None:
-                return ended and await self._gone(log, writer)
+                return ended and await self._complete(log, writer)
             stage = found
+            ended = False
             if stage != "over":
-                ended = False
                 await asyncio.sleep(_LOOK_AGAIN)
 
     async def _head(self, log: LogKey) -> Known:
@@ -228,13 +229,7 @@ class Rest:
         finally:
             await held.end()
 
-    async def _finish(self, log: LogKey, writer: Writer) -> bool:
-        over = writer if writer.stage == "over" else msgspec.structs.replace(writer, stage="over")
-        while await self._fetcher.take(log, over):
-            pass
-        return True
-
-    async def _gone(self, log: LogKey, writer: Writer) -> bool:
+    async def _complete(self, log: LogKey, writer: Writer) -> bool:
         head = await self._store.head(log)
         await self._store.complete(log, writer.source, epoch=head.epoch if head is not None else 0)
         return True
