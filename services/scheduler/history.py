@@ -24,9 +24,12 @@ def merge(known: tuple[Task, ...], seen: tuple[Task, ...]) -> tuple[tuple[Task, 
         if new is None or task.state in FINAL or new == task or new.restarts < task.restarts:
             merged.append(task)
             continue
-        if new.started_at is None and task.started_at is not None and new.state not in FINAL:
-            merged.append(task)
-            continue
+        if new.started_at is None and task.started_at is not None:
+            if new.state not in FINAL:
+                merged.append(task)
+                continue
+            # Of what is gone, a cloud may know no more than that.
+            new = msgspec.structs.replace(new, started_at=task.started_at, node=new.node or task.node)
         merged.append(new)
         events += [Happened(noun="task", event=event, task=new) for event in _task_events(task, new)]
     return tuple(merged), tuple(events)

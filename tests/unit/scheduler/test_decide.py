@@ -262,6 +262,17 @@ def test_a_task_never_goes_back() -> None:
     assert tell(ended, seen(one, worker_0="running")).record is ended
 
 
+def test_what_was_known_of_a_task_that_is_gone_stays_known() -> None:
+    one = running(roles=cluster(workers=1))
+    before = next(each for each in one.tasks if each.name == "worker-0")
+    assert before.started_at is not None
+    gone = msgspec.structs.replace(before, state="stopped", started_at=None, node="", finished_at=at(9))
+    for message in (Seen(attempt=1, tasks=(gone,)), Freed(attempt=1, tasks=(gone,))):
+        ended = tell(one, seen(one, chief_0="succeeded"), message).record
+        task_now = next(each for each in ended.tasks if each.name == "worker-0")
+        assert task_now == msgspec.structs.replace(before, state="stopped", finished_at=at(9))
+
+
 def test_history_is_bounded() -> None:
     one = record(roles=cluster(workers=499), retries=50)
     for _ in range(8):
