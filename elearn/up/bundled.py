@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from elearn.up import binaries, postgres
+from elearn.up.databases import SAFE_PASSWORD
 from elearn.up.errors import StartError, UpError
 from elearn.up.identity import current
 from elearn.up.place import Place, place
@@ -38,13 +39,16 @@ def passwords(environment: Mapping[str, str]) -> dict[str, str]:
     """Of the superuser (``postgres``) and of each service.
 
     Raises:
-        StartError: one is missing.
+        StartError: one is missing, or not made of 16 or more of A-Z, a-z, 0-9, _ and -.
     """
     names = {name: f"ELEARN_POSTGRES_PASSWORD_{name.upper()}" for name in _SERVICES}
     names["postgres"] = "POSTGRES_PASSWORD"
     missing = sorted(variable for variable in names.values() if not environment.get(variable))
     if missing:
         raise StartError(f"set {', '.join(missing)}: PostgreSQL's roles need passwords")
+    unsafe = sorted(variable for variable in names.values() if not SAFE_PASSWORD.fullmatch(environment[variable]))
+    if unsafe:
+        raise StartError(f"{', '.join(unsafe)}: a password is 16 or more of A-Z, a-z, 0-9, _ and -")
     return {name: environment[variable] for name, variable in names.items()}
 
 

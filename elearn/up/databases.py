@@ -18,7 +18,8 @@ import msgspec
 from elearn.up.errors import HomeError, StartError
 from elearn.up.files import write_atomically
 
-_SAFE_PASSWORD = re.compile(r"[A-Za-z0-9_-]{16,}")
+SAFE_PASSWORD = re.compile(r"[A-Za-z0-9_-]{16,}")
+"""A password that nothing has to quote."""
 _MODULE = "elearn.up.databases"
 
 
@@ -108,7 +109,7 @@ def statements(
     revoke = "REVOKE CONNECT, TEMPORARY ON DATABASE {} FROM PUBLIC"
     found = [revoke.format(database) for database in ("postgres", "template1")]
     for name, password in passwords.items():
-        if not name.isidentifier() or not _SAFE_PASSWORD.fullmatch(password):
+        if not name.isidentifier() or not SAFE_PASSWORD.fullmatch(password):
             raise ValueError(f"unusable role name or password for {name!r}")
         verb = "ALTER" if name in roles else "CREATE"
         found.append(f"{verb} ROLE {name} LOGIN PASSWORD '{password}'")

@@ -422,12 +422,13 @@ async def test_nothing_is_left_behind(server: KubeServer, cluster: Cluster, stor
     assert await store.read(LOG, offset=0, length=9) == (LogPart(data=b"one\n", offset=0, size=4), ANY)
 
 
+@pytest.mark.parametrize("hangs", [False, True], ids=["refuses", "hangs"])
 @pytest.mark.parametrize("known", [True, False], ids=["away later", "away from the beginning"])
 async def test_what_came_while_the_database_was_away_is_held_until_it_is_back(
-    server: KubeServer, cluster: Cluster, store: LogStore, known: bool
+    server: KubeServer, cluster: Cluster, store: LogStore, known: bool, hangs: bool
 ) -> None:
     """The pods are gone meanwhile, and who frees is interrupted, as it is no leader any more."""
-    outage, task = Outage(store), Task(server).run()
+    outage, task = Outage(store, hangs=hangs), Task(server).run()
     async with replica(cluster, outage) as logs:
         await task.write(b"one\n", T)
         assert await text(logs) == b"one\n"
@@ -440,7 +441,7 @@ async def test_what_came_while_the_database_was_away_is_held_until_it_is_back(
         task.end()
         task.delete()
         with pytest.raises(Unavailable, match="wait to be stored: the database is away"):
-            await rest.drain(0.3)
+            await rest.drain(1.5 if hangs else 0.3)
         async with asyncio.timeout(5):
             await outage.asked.wait()
         outage.away = False

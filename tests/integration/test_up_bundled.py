@@ -26,6 +26,9 @@ def test_every_password_is_asked_for_by_name() -> None:
     assert passwords(VARIABLES) == KNOWN
     with pytest.raises(StartError, match="set ELEARN_POSTGRES_PASSWORD_API, POSTGRES_PASSWORD: "):
         passwords({**VARIABLES, "ELEARN_POSTGRES_PASSWORD_API": "", "POSTGRES_PASSWORD": ""})
+    for unsafe in ("short", "quote'quote'quote'quote", "a password of several words"):
+        with pytest.raises(StartError, match=r"^ELEARN_POSTGRES_PASSWORD_API: a password is 16 or more"):
+            passwords({**VARIABLES, "ELEARN_POSTGRES_PASSWORD_API": unsafe})
 
 
 def test_there_are_two_of_them() -> None:

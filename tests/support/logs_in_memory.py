@@ -96,12 +96,14 @@ class Outage:
     """A store whose database can be away.
 
     Attributes:
+        hangs: it is not refused, there is just no answer.
         asked: somebody asked while it was.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, hangs: bool = False) -> None:
         self._store = store
         self.away = False
+        self.hangs = hangs
         self.asked = asyncio.Event()
 
     def __getattr__(self, name: str) -> Any:
@@ -110,6 +112,8 @@ class Outage:
         async def answer(*args: object, **options: object) -> object:
             if self.away:
                 self.asked.set()
+                while self.hangs and self.away:
+                    await asyncio.sleep(0.02)
                 raise Unavailable("the database is away; try again")
             return await call(*args, **options)
 

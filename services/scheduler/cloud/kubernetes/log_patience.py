@@ -16,19 +16,25 @@ T = TypeVar("T")
 
 _FIRST: Final = 0.1
 _LONGEST: Final = 2.0
+_SLOW: Final = 1.0
+"""Seconds after which a call that is not answered is taken for one that waits."""
 
 
 class PatientStore:
-    """A store whose calls go on until they are answered, however long the database is away or full.
-
-    Attributes:
-        away: calls that wait for that.
-    """
+    """A store whose calls go on until they are answered, however long the database is away or full."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._chance = random.Random()  # noqa: S311 - spreads load, guards nothing
-        self.away = 0
+        self._failing = 0
+        self._under_way: dict[int, float] = {}
+        self._calls = 0
+
+    @property
+    def away(self) -> bool:
+        """A call has failed and waits, or is not answered."""
+        slow = asyncio.get_running_loop().time() - _SLOW
+        return self._failing > 0 or any(begun < slow for begun in self._under_way.values())
 
     async def head(self, log: LogKey) -> LogHead | None:
         """See :class:`services.scheduler.log_store.LogStore`, as for all that follows."""
@@ -69,14 +75,20 @@ class PatientStore:
 
     async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
         """Every call may be repeated: where its answer was lost, the store knows what it has."""
+        self._calls += 1
+        number = self._calls
+        self._under_way[number] = asyncio.get_running_loop().time()
         try:
-            return await call()
-        except (Unavailable, StorageFull):
-            self.away += 1
-        try:
-            return await self._again(call)
+            try:
+                return await call()
+            except (Unavailable, StorageFull):
+                self._failing += 1
+            try:
+                return await self._again(call)
+            finally:
+                self._failing -= 1
         finally:
-            self.away -= 1
+            del self._under_way[number]
 
     async def _again(self, call: Callable[[], Awaitable[T]]) -> T:
         pauses = Backoff(first=_FIRST, longest=_LONGEST, chance=self._chance)
