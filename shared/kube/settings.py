@@ -12,7 +12,8 @@ class KubernetesSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         kubeconfig: the kubeconfig, or several with colons between them; not set: ``KUBECONFIG``, then
-            ``~/.kube/config``, then the pod that we run in.
+            ``~/.kube/config``, then the pod that we run in. A proxy is its ``proxy-url``, else what ``HTTPS_PROXY`` and
+            ``NO_PROXY`` say, networks such as 10.0.0.0/8 among it.
         kubernetes_context: a context of it; not set: its current one.
         kubernetes_namespace: where our objects go; not set: the context's, or the pod's own.
         kubernetes_installation: tells several elearns in one cluster apart; objects of others are left alone.
