@@ -1,9 +1,9 @@
 """Real NATS (with JetStream) and PostgreSQL for tests.
 
 Taken from the environment (ELEARN_TEST_NATS_URL, ELEARN_TEST_POSTGRES_URL: a superuser's), else from
-containers where a Docker engine answers, else from the embedded binaries. One pair serves a whole test
-session; every `fresh_database()` is a database of its own, and a test that needs to hurt a server starts its
-own with `EmbeddedNats` or `EmbeddedPostgres`.
+containers where a Docker engine has the images or can pull them, else from the embedded binaries. One pair serves
+a whole test session; every `fresh_database()` is a database of its own, and a test that needs to hurt a server
+starts its own with `EmbeddedNats` or `EmbeddedPostgres`.
 """
 
 import asyncio
@@ -26,6 +26,9 @@ import asyncpg
 import pytest
 
 from elearn.up import binaries, databases, identity, place, ports, postgres
+
+NATS_IMAGE = "nats:2.11-alpine"
+POSTGRES_IMAGE = "postgres:18-alpine"
 
 T = TypeVar("T")
 
@@ -171,40 +174,45 @@ class EmbeddedPostgres(_Process):
             raise RuntimeError(f"PostgreSQL did not start: {self.log.read_text()[-2000:]}") from None
 
 
-def docker_answers() -> bool:
-    """Whether a Docker engine can be used from here."""
+def docker_has(image: str) -> bool:
+    """Whether a Docker engine can be used from here, and holds the image or can pull it."""
+    return _docker("image", "inspect", image, timeout=5) or _docker("pull", "--quiet", image, timeout=45)
+
+
+def _docker(*arguments: str, timeout: float) -> bool:
     try:
-        done = subprocess.run(
-            ["docker", "version", "--format", "{{.Server.Version}}"],
-            capture_output=True,
-            check=False,
-            timeout=5,
-        )
+        done = subprocess.run(["docker", *arguments], capture_output=True, check=False, timeout=timeout)
     except (OSError, subprocess.TimeoutExpired):
         return False
     return done.returncode == 0
 
 
+def _containers_run(image: str) -> bool:
+    """Whether containers of the image can be started: beside each run stands one that removes what the run leaves."""
+    from testcontainers.core.config import testcontainers_config
+
+    return docker_has(image) and (testcontainers_config.ryuk_disabled or docker_has(testcontainers_config.ryuk_image))
+
+
 @contextlib.contextmanager
 def _nats_container() -> Iterator[str]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from testcontainers.core.container import DockerContainer
-        from testcontainers.core.waiting_utils import wait_for_logs
+    from testcontainers.core.container import DockerContainer
+    from testcontainers.core.wait_strategies import LogMessageWaitStrategy
 
-        with DockerContainer("nats:2.11-alpine").with_command("-js").with_exposed_ports(4222) as container:
-            wait_for_logs(container, "Server is ready", timeout=60)
-            yield f"nats://{container.get_container_host_ip()}:{container.get_exposed_port(4222)}"
+    ready = LogMessageWaitStrategy("Server is ready").with_startup_timeout(60)
+    server = DockerContainer(NATS_IMAGE).with_command("-js").with_exposed_ports(4222).waiting_for(ready)
+    with server as container:
+        yield f"nats://{container.get_container_host_ip()}:{container.get_exposed_port(4222)}"
 
 
 @contextlib.contextmanager
 def _postgres_container() -> Iterator[str]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings():  # for the import alone: a test's own warnings are errors
+        warnings.simplefilter("ignore", DeprecationWarning)
         from testcontainers.postgres import PostgresContainer
 
-        with PostgresContainer("postgres:18-alpine", driver=None) as container:
-            yield container.get_connection_url()
+    with PostgresContainer(POSTGRES_IMAGE, driver=None) as container:
+        yield container.get_connection_url()
 
 
 @pytest.fixture(scope="session")
@@ -213,7 +221,7 @@ def nats_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     given = os.environ.get("ELEARN_TEST_NATS_URL")
     if given:
         yield given
-    elif docker_answers():
+    elif _containers_run(NATS_IMAGE):
         with _nats_container() as url:
             yield url
     else:
@@ -229,7 +237,7 @@ def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     given = os.environ.get("ELEARN_TEST_POSTGRES_URL")
     if given:
         yield given
-    elif docker_answers():
+    elif _containers_run(POSTGRES_IMAGE):
         with _postgres_container() as url:
             yield url
     else:
