@@ -126,11 +126,10 @@ class Keeper:
             os.dup2(self._log, 2)
             with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
                 file.write(str(_TASK_OOM_SCORE))
-            for number in (
-                _signal.SIGPIPE,
-                _signal.SIGXFSZ,
-            ):  # Python ignores them, and exec would pass that on
-                _signal.signal(number, _signal.SIG_DFL)
+            # Python ignores some, `nohup` and shells in the background others, and exec would pass that on.
+            for number in _signal.valid_signals():
+                if _signal.getsignal(number) == _signal.SIG_IGN:
+                    _signal.signal(number, _signal.SIG_DFL)
             try:
                 os.chdir(spec["cwd"])
             except OSError as problem:

@@ -49,7 +49,8 @@ def test_compose_sets_what_the_service_reads(service: str) -> None:
 
 
 @pytest.mark.parametrize("service", SERVICES[1:])
-def test_the_kubernetes_override_sets_what_the_service_reads(service: str) -> None:
+def test_the_kubernetes_override_hands_on_all_that_the_service_reads(service: str) -> None:
     override = _compose("deploy/compose/kubernetes.yml")["services"][service]
-    assert set(override["environment"]) <= _known(service)
+    read = {name for name in _known(service) if name.startswith("ELEARN_KUBERNETES_")}
+    assert set(override["environment"]) == read | {"ELEARN_CLOUD", "ELEARN_KUBECONFIG"}
     assert override["environment"]["ELEARN_CLOUD"] == "kubernetes"
