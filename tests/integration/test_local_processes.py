@@ -57,7 +57,8 @@ class TestStart:
         assert set(names) == {"PATH"}
 
     async def test_signals_are_as_a_program_expects_them(self, home: Home) -> None:
-        ours = [(each, signal.signal(each, signal.SIG_IGN)) for each in (signal.SIGHUP, signal.SIGQUIT)]  # as by `nohup`
+        # As `nohup elearn up &` leaves them.
+        ours = [(each, signal.signal(each, signal.SIG_IGN)) for each in (signal.SIGHUP, signal.SIGQUIT)]
         try:
             await home.processes.start("a", home.shell("grep -E '^Sig(Blk|Ign)' /proc/self/status"))
             await home.processes.wait("a", 10)
