@@ -1,6 +1,7 @@
 """Datastores on Kubernetes: what is refused, what is made, what is told. Tables."""
 
 import base64
+import re
 from datetime import UTC, datetime
 from typing import Any
 
@@ -147,6 +148,26 @@ def test_keys_are_in_the_secret_and_nowhere_else() -> None:
     assert csi["volumeAttributes"]["remotePath"] == "b/p"
     assert "vfs-write-back=0s" not in found["PersistentVolume"]["spec"]["mountOptions"]
     assert "KEY" not in repr(found)
+
+
+def test_no_two_datastores_share_a_remote() -> None:
+    """A node's plugin keeps all remotes in one place, by their names."""
+    remotes = set()
+    for project, name, uid in (("search", "digits", "u1"), ("ads", "digits", "u2"), ("search", "digits", "u3")):
+        wanted = Directory(uid=uid, project=project, name=name, spec=spec(s3=S3(bucket="b")))
+        objects = objects_of(wanted, ALL, installation="elearn", namespace="n", own_namespace="elearn")
+        found: dict[str, Any] = {str(each["kind"]): each for each in objects.manifests}
+        remote = found["PersistentVolume"]["spec"]["csi"]["volumeAttributes"]["remote"]
+        config = base64.b64decode(found["Secret"]["data"]["configData"]).decode()
+        assert re.findall(r"^\[(.*)\]$", config, re.MULTILINE) == [remote]
+        assert re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", remote)
+        remotes.add(remote)
+    assert len(remotes) == 3
+
+
+def test_links_in_a_bucket_are_links() -> None:
+    options = made(spec(s3=S3(bucket="b")))["PersistentVolume"]["spec"]["mountOptions"]
+    assert "vfs-links=true" in options
 
 
 def test_reading_alone_goes_through_the_driver_for_reading() -> None:

@@ -35,8 +35,15 @@ UID: Final = "elearn.dev/uid"
 RECORD: Final = "record"
 
 _NFS_SIZE: Final = "1Gi"  # csi-driver-nfs enforces none
-_RCLONE_MOUNT: Final = ("vfs-cache-mode=full", "vfs-write-back=1s", "dir-cache-time=5s", "allow-other=true")
-"""Never a write-back of 0: rclone then loses files that are renamed."""
+_RCLONE_MOUNT: Final = (
+    "vfs-cache-mode=full",
+    "vfs-write-back=1s",
+    "vfs-links=true",
+    "dir-cache-time=5s",
+    "allow-other=true",
+)
+"""Never a write-back of 0: rclone then loses files that are renamed. ``vfs-links`` and not ``links``: the driver hands
+the latter to the remote alone, and links would be refused."""
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -204,19 +211,21 @@ def _nfs_class(name: str, server: str, path: str, mount: tuple[str, ...], labels
 
 
 def _rclone(driver: str, name: str, own_namespace: str, s3: S3) -> Document:
+    """The remote bears the volume's name: the driver keeps one list of remotes for all mounts of a node, so that of two
+    with the same name each would get the other's keys and files."""
     remote_path = f"{s3.bucket}/{s3.prefix.strip('/')}".rstrip("/")
     return {
         "csi": {
             "driver": driver,
             "volumeHandle": f"s3#{name}",
-            "volumeAttributes": {"remote": "s3", "remotePath": remote_path},
+            "volumeAttributes": {"remote": name, "remotePath": remote_path},
             "nodePublishSecretRef": {"name": name, "namespace": own_namespace},
         }
     }
 
 
 def _rclone_secret(name: str, own_namespace: str, s3: S3, labels: dict[str, str]) -> Document:
-    lines = ["[s3]", "type = s3", f"provider = {'Other' if s3.endpoint else 'AWS'}"]
+    lines = [f"[{name}]", "type = s3", f"provider = {'Other' if s3.endpoint else 'AWS'}"]
     if s3.endpoint:
         lines.append(f"endpoint = {s3.endpoint}")
     if s3.region:
