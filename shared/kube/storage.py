@@ -1,5 +1,6 @@
 """Claims, and volumes made for exactly one claim. Pure."""
 
+import posixpath
 from collections.abc import Mapping, Sequence
 
 Document = dict[str, object]
@@ -61,6 +62,17 @@ def class_claim(
 ) -> Document:
     """A claim that a storage class provides for."""
     return _claim(name, namespace, labels, {"storageClassName": storage_class}, size=size, mode=mode)
+
+
+def plain_path(path: str) -> str:
+    """An absolute path without ``..``, doubled slashes and the like, so that two can be compared."""
+    return posixpath.normpath(f"/{path.lstrip('/')}")
+
+
+def lies_in(path: str, folder: str) -> bool:
+    """Whether a path is a folder or lies below it."""
+    path, folder = plain_path(path), plain_path(folder)
+    return folder == "/" or path == folder or path.startswith(f"{folder}/")
 
 
 def nfs_source(server: str, path: str) -> Document:

@@ -21,6 +21,7 @@ from shared.bus import Bus
 from shared.contracts import datastore, model, serving
 from shared.contracts.common import Named
 from shared.errors import Invalid, NotFound
+from shared.kube.names import object_name
 from shared.kube.resources import AUTOSCALERS, DEPLOYMENTS, JOBS, PERSISTENT_VOLUME_CLAIMS, PERSISTENT_VOLUMES, SECRETS
 from tests.contract.job_cloud_models import write_saved_model
 from tests.support.kube_kubelet import emulated
@@ -55,7 +56,7 @@ async def test_a_datastore_a_save_and_a_serving(
         (tmp_path / "kubeconfig").write_text(server.kubeconfig())
         for name, value in {
             "ELEARN_KUBECONFIG": str(tmp_path / "kubeconfig"),
-            "ELEARN_KUBERNETES_HOST_ROOTS": str(tmp_path),
+            "ELEARN_KUBERNETES_HOST_ROOTS": str(tmp_path / "data"),
             "ELEARN_KUBERNETES_MODEL_STORE": f"host:{store}",
             "ELEARN_KUBERNETES_SERVING_SERVER": "elearn",
         }.items():
@@ -74,7 +75,12 @@ async def test_a_datastore_a_save_and_a_serving(
             spec = datastore.DatastoreSpec(name="g", glusterfs=datastore.GlusterFs(servers=("a",), volume="v"))
             await bus.call(datastore.CREATE, datastore.CreateDatastore(project=PROJECT, spec=spec))
 
-        spec = datastore.DatastoreSpec(name="runs", local=datastore.Local(path=str(tmp_path / "runs")))
+        with pytest.raises(Invalid, match=r"claim.name: claim models-\S+ is where elearn keeps models"):
+            claim = datastore.Claim(name=object_name("elearn", "models"))
+            spec = datastore.DatastoreSpec(name="m", claim=claim)
+            await bus.call(datastore.CREATE, datastore.CreateDatastore(project=PROJECT, spec=spec))
+
+        spec = datastore.DatastoreSpec(name="runs", local=datastore.Local(path=str(tmp_path / "data" / "runs")))
         await bus.call(datastore.CREATE, datastore.CreateDatastore(project=PROJECT, spec=spec))
         named = Named(project=PROJECT, name="runs")
         await until(lambda: bus.call(datastore.GET, named), lambda found: found.state == "ready")

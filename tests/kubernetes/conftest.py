@@ -57,7 +57,7 @@ def product(live: LiveCluster, tmp_path_factory: pytest.TempPathFactory) -> Iter
         environment["ELEARN_KUBERNETES_SINGLE_NODE_CLASSES"] = STORAGE_CLASS
     else:
         environment["ELEARN_KUBERNETES_MODEL_STORE"] = f"host:{live.folder}/models"
-        environment["ELEARN_KUBERNETES_HOST_ROOTS"] = live.folder
+        environment["ELEARN_KUBERNETES_HOST_ROOTS"] = live.root
     with running(tmp_path_factory.mktemp("kubernetes") / "home", environment) as product:
         yield product
         assert product.tracebacks() == []
@@ -91,8 +91,8 @@ def make_datastore(live: LiveCluster, client: Client, name: str) -> str:
     if STORAGE_CLASS:
         client.datastores.create({"name": name, "claim": {"storage_class": STORAGE_CLASS, "size": "1Gi"}})
     else:
-        live.as_root(f"mkdir -p {live.folder}/{name} && chmod 0777 {live.folder}/{name}")
-        client.datastores.create({"name": name, "local": {"path": f"{live.folder}/{name}"}})
+        live.as_root(f"mkdir -p {live.root}/{name} && chmod 0777 {live.root}/{name}")
+        client.datastores.create({"name": name, "local": {"path": f"{live.root}/{name}"}})
     client.datastores.wait(name, timeout=120)
     if STORAGE_CLASS:
         live.open_claims()

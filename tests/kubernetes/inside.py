@@ -131,7 +131,7 @@ class Inside:
         else:
             chosen |= {
                 "modelStore": f"host:{live.folder}/models",
-                "env.ELEARN_KUBERNETES_HOST_ROOTS": live.folder,
+                "env.ELEARN_KUBERNETES_HOST_ROOTS": live.root,
             }
         # A comma would end a value; braces are lists, but for the one of a project's name.
         return [f"{key}={value}".replace("{project}", r"\{project\}") for key, value in chosen.items()]

@@ -82,6 +82,11 @@ class LiveCluster:
         """The folder of the node that is this run's own."""
         return f"{HOST_ROOT}/{self.installation}"
 
+    @property
+    def root(self) -> str:
+        """The part of it for datastores, beside the models."""
+        return f"{self.folder}/data"
+
     def namespace(self, project: str = "default") -> str:
         return f"{self.installation}-{project}"
 
@@ -155,7 +160,7 @@ class LiveCluster:
 
         self.call(make)
         if not STORAGE_CLASS:
-            self.as_root(f"mkdir -p {self.folder}/models && chmod -R 0777 {self.folder}")
+            self.as_root(f"mkdir -p {self.folder}/models {self.root} && chmod -R 0777 {self.folder}")
 
     def open_project(self) -> None:
         """The default project's namespace and model store, made beforehand: claims by class may belong to root."""

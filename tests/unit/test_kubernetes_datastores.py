@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from services.datastore.cloud.kubernetes.admission import models_errors
 from services.datastore.cloud.kubernetes.manifests import Record, objects_of, record_manifest
 from services.datastore.cloud.kubernetes.observing import Pending, SeenClaim, decide_pending, observe
 from services.datastore.cloud.kubernetes.options import (
@@ -20,6 +21,7 @@ from services.datastore.cloud.kubernetes.options import (
 )
 from services.datastore.cloud.port import Directory, Observation, Provided, Unprovided
 from shared.contracts.datastore import S3, Claim, DatastoreSpec, GlusterFs, Local, Nfs
+from shared.kube.names import object_name
 from tests.support.kube import assert_valid
 
 ALL = StorageOptions(
@@ -31,6 +33,7 @@ ALL = StorageOptions(
     kubernetes_single_node_classes=("standard",),
 )
 NONE = StorageOptions()
+SHARES = replace(ALL, kubernetes_nfs_shares=("files.example:/export/",))
 NFS = Nfs(server="files.example", path="/export/")
 OWN = Nfs(server="files.example", path="/own")
 
@@ -72,6 +75,13 @@ def test_what_is_offered_follows_what_the_operator_provides(options: StorageOpti
         (spec(nfs=Nfs(server="a b", path="/x")), ALL, "nfs.server"),
         (spec(nfs=Nfs(server="a", path="/x/../..")), ALL, "nfs.path"),
         (spec(nfs=Nfs(server="a", path="/x", options=("hard,nosuid",))), ALL, "nfs.options"),
+        (spec(nfs=NFS), SHARES, None),
+        (spec(nfs=OWN), SHARES, None),
+        (spec(nfs=Nfs(server="Files.example.", path="//export//deep/./er")), SHARES, None),
+        (spec(nfs=Nfs(server="files.example", path="/exported")), SHARES, "nfs.path"),
+        (spec(nfs=Nfs(server="files.example", path="/")), SHARES, "nfs.path"),
+        (spec(nfs=Nfs(server="files.example", path="/own/elearn-ads")), SHARES, "nfs.path"),
+        (spec(nfs=Nfs(server="other.example", path="/export")), SHARES, "nfs.path"),
         (spec(s3=S3(bucket="b")), ALL, None),
         (spec(s3=S3(bucket="b", access_key="a")), ALL, "s3.secret_key"),
         (spec(s3=S3(bucket="b", access_key="a", secret_key="s\nx = y")), ALL, "s3.secret_key"),
@@ -95,6 +105,70 @@ def test_what_can_never_be_provided_is_refused_by_field(
     assert [error.field for error in spec_errors(chosen, options)] == ([] if field is None else [field])
 
 
+def nfs(path: str, server: str = "files.example") -> DatastoreSpec:
+    return spec(nfs=Nfs(server=server, path=path))
+
+
+def local(path: str) -> DatastoreSpec:
+    return spec(local=Local(path=path))
+
+
+def gluster(path: str) -> DatastoreSpec:
+    return spec(glusterfs=GlusterFs(servers=("a",), volume="gv0", path=path))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "store", "options", "field"),
+    [
+        (nfs("/models"), "nfs:files.example:/models", ALL, "nfs.path"),
+        (nfs("//models//x/"), "nfs:files.example:/models", ALL, "nfs.path"),
+        (nfs("/"), "nfs:files.example:/models", ALL, "nfs.path"),
+        (nfs("/srv"), "nfs:FILES.example.:/x/..//srv/models/", ALL, "nfs.path"),
+        (nfs("/models-of-mine"), "nfs:files.example:/models", ALL, None),
+        (nfs("/models", "other.example"), "nfs:files.example:/models", ALL, None),
+        (nfs("/models"), "host:/models", ALL, None),
+        (nfs("/models"), "", ALL, None),
+        (nfs("/own"), "nfs:files.example:/own/models", ALL, None),  # a directory beside them
+        (nfs("/own"), "nfs:files.example:/own", ALL, "nfs.path"),
+        (nfs("/own"), "nfs:files.example:/", ALL, "nfs.path"),
+        (nfs("/export/x"), "nfs:files.example:/export/models", ALL, None),
+        (nfs("/export/x"), "nfs:files.example:/export/models", SHARES, "nfs.path"),  # by a link in the share
+        (local("/srv/data/x"), "host:/srv/models", ALL, None),
+        (local("/srv/data/models"), "host:/srv/data/models", ALL, "local.path"),
+        (local("/srv/data/models/deep"), "host:/srv/data/models", ALL, "local.path"),
+        (local("/srv/data/x"), "host:/srv", ALL, "local.path"),
+        (local("/srv/data/x"), "host:/srv/data/models", ALL, "local.path"),  # by a link below the root
+        (gluster("/models"), "host:/mnt/gv0//models", ALL, "glusterfs.path"),
+        (gluster("/x"), "host:/mnt/gv0/models", ALL, "glusterfs.path"),
+        (gluster("/x"), "host:/mnt/gv1", ALL, None),
+        (spec(claim=Claim(name="models")), "claim:models", ALL, "claim.name"),
+        (spec(claim=Claim(name="mine")), "claim:models", ALL, None),
+        (spec(claim=Claim(name=object_name("elearn", "models"))), "class:fast:1Gi", ALL, "claim.name"),
+        (spec(claim=Claim(name=object_name("elearn", "models"))), "host:/srv/models", ALL, "claim.name"),
+        (spec(claim=Claim(storage_class="fast", size="1Gi")), "class:fast:1Gi", ALL, None),
+        (spec(s3=S3(bucket="models")), "host:/models", ALL, None),
+    ],
+)
+def test_no_datastore_lies_where_models_are_kept(
+    chosen: DatastoreSpec, store: str, options: StorageOptions, field: str | None
+) -> None:
+    known = replace(options, kubernetes_model_store=store)
+    assert spec_errors(chosen, known) == []
+    errors = models_errors(chosen, known, "elearn")
+    assert [error.field for error in errors] == ([] if field is None else [field])
+    assert all("where elearn keeps models" in error.message for error in errors)
+
+
+def test_what_was_admitted_under_other_settings_is_refused_before_anything_is_made() -> None:
+    for chosen, options, words in (
+        (nfs("/models"), replace(ALL, kubernetes_model_store="nfs:files.example:/models"), "where elearn keeps models"),
+        (local("/data/x"), ALL, "local.path: /data/x lies below none"),
+    ):
+        found = made(chosen, options)
+        assert list(found) == ["record"]
+        assert words in found["record"].refused
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -102,6 +176,9 @@ def test_what_can_never_be_provided_is_refused_by_field(
         ({"kubernetes_s3_read_only_driver": "x"}, "ELEARN_KUBERNETES_S3_READ_ONLY_DRIVER"),
         ({"kubernetes_glusterfs": ("gv0",)}, "volume=/path"),
         ({"kubernetes_nfs_own": ("server",)}, "server:/path"),
+        ({"kubernetes_nfs_shares": ("files.example",)}, "ELEARN_KUBERNETES_NFS_SHARES"),
+        ({"kubernetes_nfs_shares": ("files.example:/",)}, ""),
+        ({"kubernetes_model_store": "models"}, "ELEARN_KUBERNETES_MODEL_STORE"),
         ({"kubernetes_host_roots": ("srv",)}, "absolute"),
         ({}, ""),
     ],
@@ -124,6 +201,22 @@ def test_a_fixed_share_is_a_volume_for_one_claim() -> None:
     read_only = made(spec(nfs=NFS, read_only=True))
     assert read_only["PersistentVolume"]["spec"]["nfs"]["readOnly"] is True
     assert read_only["PersistentVolume"]["spec"]["accessModes"] == ["ReadOnlyMany"]
+
+
+@pytest.mark.parametrize(
+    ("named", "share", "path"),
+    [
+        ((), "/export/digits", ""),
+        (("files.example:/export",), "/export", "digits"),
+        (("files.example:/export/digits/",), "/export/digits", ""),
+        (("files.example:/", "files.example:/export", "other.example:/export/digits"), "/export", "digits"),
+        (("files.example:/",), "/", "export/digits"),
+    ],
+)
+def test_a_folder_of_a_named_share_is_a_path_below_it(named: tuple[str, ...], share: str, path: str) -> None:
+    found = made(nfs("//export/digits/"), replace(ALL, kubernetes_nfs_shares=named))
+    assert found["PersistentVolume"]["spec"]["nfs"] == {"server": "files.example", "path": share}
+    assert found["record"].mounted.sub_path == path
 
 
 def test_a_share_of_own_directories_goes_through_its_csi_driver() -> None:
@@ -173,7 +266,24 @@ def test_links_in_a_bucket_are_links() -> None:
 def test_reading_alone_goes_through_the_driver_for_reading() -> None:
     volume = made(spec(s3=S3(bucket="b", prefix="/p", region="eu"), read_only=True))["PersistentVolume"]
     assert volume["spec"]["csi"]["driver"] == MOUNTPOINT
-    assert volume["spec"]["mountOptions"] == ["read-only", "allow-other", "prefix p/", "region eu"]
+    options = ["read-only", "allow-other", "no-sign-request", "prefix p/", "region eu"]
+    assert volume["spec"]["mountOptions"] == options
+
+
+@pytest.mark.parametrize(
+    ("keys", "allowed", "said"),
+    [
+        (S3(bucket="b"), False, "false"),
+        (S3(bucket="b"), True, "true"),
+        (S3(bucket="b", access_key="A", secret_key="S"), True, "false"),
+    ],
+)
+def test_the_drivers_own_keys_open_a_bucket_only_where_the_operator_says_so(keys: S3, allowed: bool, said: str) -> None:
+    options = replace(ALL, kubernetes_s3_driver_identity=allowed)
+    config = base64.b64decode(made(spec(s3=keys), options)["Secret"]["data"]["configData"]).decode()
+    assert re.findall("^env_auth = (.*)$", config, re.MULTILINE) == [said]
+    read_only = made(spec(s3=S3(bucket="b"), read_only=True), options)["PersistentVolume"]["spec"]
+    assert ("no-sign-request" in read_only["mountOptions"]) is not allowed
 
 
 @pytest.mark.parametrize(
@@ -181,6 +291,7 @@ def test_reading_alone_goes_through_the_driver_for_reading() -> None:
     [
         (spec(local=Local(path="/srv/data//digits/")), "/srv/data", "digits"),
         (spec(local=Local(path="/srv/data/deep/er")), "/srv/data", "deep/er"),
+        (spec(local=Local(path="//srv/data/deep")), "/srv/data", "deep"),
         (spec(glusterfs=GlusterFs(servers=("a",), volume="gv0", path="/digits")), "/mnt/gv0", "digits"),
         (spec(glusterfs=GlusterFs(servers=("a",), volume="gv0")), "/mnt/gv0", ""),
     ],

@@ -9,13 +9,14 @@ import pytest
 from services.registry.cloud.kubernetes import JobOptions, work
 from services.registry.cloud.kubernetes.manifests import archive_job, job_of, remove_job, save_job
 from services.registry.cloud.kubernetes.observing import LookAgain, ReadLog, Stuck, observe
-from services.registry.cloud.kubernetes.options import StoreKind, store_claim, store_kind, store_manifests
+from services.registry.cloud.kubernetes.options import store_manifests
 from services.registry.cloud.port import Lost, Refused, Running, SaveJob, Succeeded
 from services.registry.model import Facts, Key
 from services.registry.reconcile import Job
 from services.registry.save_job.job import DISK_FULL_EXIT, Result
 from shared.contracts.datastore import ClaimVolume, LocalVolume
 from shared.errors import Internal, Unsupported
+from shared.kube.model_store import StoreKind, store_claim, store_kind
 from shared.kube.objects import Job as KubeJob
 from shared.kube.objects import Pod
 from shared.kube.own_pods import own_job

@@ -55,6 +55,14 @@ def test_the_committed_manifests_are_legal() -> None:
     kube.assert_valid(*committed())
 
 
+def test_datastores_are_kept_off_the_very_place_where_models_are() -> None:
+    said = {}
+    for service in ("datastore", "registry"):
+        (container,) = pod_templates(committed())[f"elearn-{service}"]["spec"]["containers"]
+        said[service] = {each["name"]: each.get("value") for each in container["env"]}["ELEARN_KUBERNETES_MODEL_STORE"]
+    assert said["datastore"] == said["registry"] != ""
+
+
 def test_the_chart_carries_the_same_files_as_compose() -> None:
     assert (CHART / "files" / "nats.conf").read_text() == (ROOT / "deploy/nats/nats.conf").read_text()
     assert (CHART / "files" / "databases.sql").read_text() == (ROOT / "deploy/postgres/databases.sql").read_text()

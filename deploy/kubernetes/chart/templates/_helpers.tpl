@@ -147,7 +147,7 @@ capabilities: {drop: [ALL]}
   value: http://{{ .Release.Name }}-scheduler.{{ .Release.Namespace }}.svc:{{ .Values.codePort }}
 {{- end }}
 {{- end }}
-{{- if eq .service "registry" }}
+{{- if has .service (list "datastore" "registry") }}
 - name: ELEARN_KUBERNETES_MODEL_STORE
   value: {{ .Values.modelStore | quote }}
 {{- end }}

@@ -11,6 +11,7 @@ import msgspec
 import structlog
 
 from services.datastore.cloud.kubernetes import questions
+from services.datastore.cloud.kubernetes.admission import refusals
 from services.datastore.cloud.kubernetes.manifests import (
     RECORD,
     ROOM_NAME,
@@ -28,7 +29,7 @@ from services.datastore.cloud.kubernetes.observing import (
     decide_pending,
     observe,
 )
-from services.datastore.cloud.kubernetes.options import StorageOptions, options_problem, spec_errors
+from services.datastore.cloud.kubernetes.options import StorageOptions, options_problem
 from services.datastore.cloud.port import (
     Capabilities,
     Directory,
@@ -141,7 +142,7 @@ class KubernetesStorage:
 
     async def admit(self, spec: DatastoreSpec) -> list[FieldError]:
         """See :class:`services.datastore.cloud.port.StorageCloud`."""
-        errors = spec_errors(spec, self._options)
+        errors = refusals(spec, self._options, self._cluster.installation)
         if not errors and spec.claim is not None and spec.claim.storage_class is not None:
             found = await self._storage_class(spec.claim.storage_class)
             if found is None:

@@ -13,11 +13,13 @@ from typing import Final
 
 import msgspec
 
+from services.datastore.cloud.kubernetes.admission import refusals
 from services.datastore.cloud.kubernetes.options import (
     MOUNTPOINT,
     NFS_CSI,
     StorageOptions,
     host_folder,
+    nfs_folder,
     own_directory,
     s3_driver,
 )
@@ -25,7 +27,7 @@ from services.datastore.cloud.port import Directory
 from shared.contracts.datastore import S3, Claim, ClaimVolume, DatastoreSpec
 from shared.errors import Internal
 from shared.kube.names import PROJECT, ROOM, object_name
-from shared.kube.storage import class_claim, fixed_claim, fixed_volume, host_source
+from shared.kube.storage import class_claim, fixed_claim, fixed_volume, host_source, plain_path
 
 Document = dict[str, object]
 
@@ -105,6 +107,10 @@ def objects_of(
         claim=name,
     )
     spec = directory.spec
+    if errors := refusals(spec, options, installation):
+        # It was admitted under other settings, and has nothing in the cluster yet.
+        refused = f"{errors[0].field}: {errors[0].message}"
+        return Objects(record=msgspec.structs.replace(base, refused=refused), manifests=())
     labels = labels_for(base)
     if spec.claim is not None:
         return _claimed(base, spec.claim, options)
@@ -169,24 +175,27 @@ def _source(
         root, _ = host_folder(spec.local.path, options)
         return (), host_source(root), ()
     if spec.nfs is not None:
-        nfs: Document = {"server": spec.nfs.server, "path": posixpath.normpath(spec.nfs.path)}
+        share, _ = nfs_folder(spec.nfs.server, spec.nfs.path, options)
+        nfs: Document = {"server": spec.nfs.server, "path": share}
         return (), {"nfs": {**nfs, "readOnly": True} if spec.read_only else nfs}, spec.nfs.options
     if spec.glusterfs is not None:
-        return (), host_source(posixpath.normpath(options.glusterfs[spec.glusterfs.volume])), ()
+        return (), host_source(plain_path(options.glusterfs[spec.glusterfs.volume])), ()
     if spec.s3 is not None:
         driver = s3_driver(read_only=spec.read_only, options=options)
         if driver == MOUNTPOINT:
-            return (), _mountpoint(name, spec.s3), _mountpoint_options(spec.s3)
+            return (), _mountpoint(name, spec.s3), _mountpoint_options(spec.s3, options)
         read_only = ("read-only=true",) if spec.read_only else ()
-        secret = _rclone_secret(name, own_namespace, spec.s3, labels)
+        secret = _rclone_secret(name, own_namespace, spec.s3, options, labels)
         return (secret,), _rclone(driver, name, own_namespace, spec.s3), (*_RCLONE_MOUNT, *read_only)
     raise Internal(f"datastore {spec.name} names no storage")
 
 
 def _sub_path(spec: DatastoreSpec, options: StorageOptions) -> str:
-    """Folders of nodes are mounted by their path below a root: the kubelet lets no link lead out of that."""
+    """What is mounted by its path below a root or share: the kubelet lets no link lead out of that."""
     if spec.local is not None:
         return host_folder(spec.local.path, options)[1]
+    if spec.nfs is not None:
+        return nfs_folder(spec.nfs.server, spec.nfs.path, options)[1]
     if spec.glusterfs is not None:
         return posixpath.normpath(spec.glusterfs.path).strip("/").removeprefix(".")
     return ""
@@ -200,7 +209,7 @@ def _nfs_class(name: str, server: str, path: str, mount: tuple[str, ...], labels
         "provisioner": NFS_CSI,
         "parameters": {
             "server": server,
-            "share": posixpath.normpath(path),
+            "share": plain_path(path),
             "subDir": "${pvc.metadata.namespace}/${pvc.metadata.name}",
             "onDelete": "retain",
         },
@@ -224,7 +233,7 @@ def _rclone(driver: str, name: str, own_namespace: str, s3: S3) -> Document:
     }
 
 
-def _rclone_secret(name: str, own_namespace: str, s3: S3, labels: dict[str, str]) -> Document:
+def _rclone_secret(name: str, own_namespace: str, s3: S3, options: StorageOptions, labels: dict[str, str]) -> Document:
     lines = [f"[{name}]", "type = s3", f"provider = {'Other' if s3.endpoint else 'AWS'}"]
     if s3.endpoint:
         lines.append(f"endpoint = {s3.endpoint}")
@@ -232,8 +241,9 @@ def _rclone_secret(name: str, own_namespace: str, s3: S3, labels: dict[str, str]
         lines.append(f"region = {s3.region}")
     if s3.access_key is not None:
         lines += [f"access_key_id = {s3.access_key}", f"secret_access_key = {s3.secret_key}"]
-    else:
-        lines.append("env_auth = true")
+    # Said in either case: an environment of the driver's own must not decide.
+    own_identity = s3.access_key is None and options.kubernetes_s3_driver_identity
+    lines.append(f"env_auth = {str(own_identity).lower()}")
     lines.append("directory_markers = true")
     return {
         "apiVersion": "v1",
@@ -250,8 +260,10 @@ def _mountpoint(name: str, s3: S3) -> Document:
     }
 
 
-def _mountpoint_options(s3: S3) -> tuple[str, ...]:
+def _mountpoint_options(s3: S3, options: StorageOptions) -> tuple[str, ...]:
     given = ["read-only", "allow-other"]
+    if not options.kubernetes_s3_driver_identity:
+        given.append("no-sign-request")
     if s3.prefix.strip("/"):
         given.append(f"prefix {s3.prefix.strip('/')}/")
     if s3.region:

@@ -1,6 +1,5 @@
 """What the operator says of the cluster's storage, and what follows for what may be asked for. Pure."""
 
-import posixpath
 from collections.abc import Mapping
 from typing import Final
 
@@ -8,7 +7,10 @@ import msgspec
 
 from shared.contracts.datastore import Backend, DatastoreSpec
 from shared.contracts.problem import FieldError
+from shared.errors import Unsupported
+from shared.kube.model_store import store_kind
 from shared.kube.quantities import whole
+from shared.kube.storage import lies_in, plain_path
 
 RCLONE: Final = "rclone.csi.veloxpack.io"
 MOUNTPOINT: Final = "s3.csi.aws.com"
@@ -22,10 +24,17 @@ class StorageOptions(msgspec.Struct, frozen=True, kw_only=True):
         kubernetes_host_roots: folders of the nodes below which ``local:`` datastores may lie; none: there are none.
             They must be there, the same on every node unless there is only one, and what is made below them gets
             their mode: pods that are not root write to it if that is 0777.
+        kubernetes_model_store: where the registry keeps models: the value that it has. No datastore may lie there;
+            not set: nothing is known of it, and nothing refused.
+        kubernetes_nfs_shares: NFS shares, as ``server:/path``, that datastores may lie on, at or below the path, beside
+            those of ``kubernetes_nfs_own``. They are mounted whole and a datastore is a folder of them, so that no link
+            leads out. Not set: whatever nodes can mount, any project may.
         kubernetes_nfs_own: NFS shares, as ``server:/path``, below which every datastore gets a directory of its own,
             made by csi-driver-nfs; all others are mounted as they are.
         kubernetes_s3_driver: the CSI driver for S3 that is written to: ``rclone.csi.veloxpack.io``.
         kubernetes_s3_read_only_driver: the one for read-only datastores: either, or ``s3.csi.aws.com``.
+        kubernetes_s3_driver_identity: S3 datastores without keys are opened with those of the CSI driver or of its
+            node, so that every project reaches every bucket which these open; ``false``: without any, as anybody.
         kubernetes_glusterfs: volumes that the operator has mounted on every node, as ``volume=/path``.
         kubernetes_single_node_classes: storage classes whose claims one node alone may mount (``ReadWriteOnce``).
         kubernetes_claim_seconds: a claim that is not bound by then has failed, in seconds.
@@ -34,9 +43,12 @@ class StorageOptions(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     kubernetes_host_roots: tuple[str, ...] = ()
+    kubernetes_model_store: str = ""
+    kubernetes_nfs_shares: tuple[str, ...] = ()
     kubernetes_nfs_own: tuple[str, ...] = ()
     kubernetes_s3_driver: str = ""
     kubernetes_s3_read_only_driver: str = ""
+    kubernetes_s3_driver_identity: bool = False
     kubernetes_glusterfs: tuple[str, ...] = ()
     kubernetes_single_node_classes: tuple[str, ...] = ()
     kubernetes_claim_seconds: float = 120.0
@@ -90,9 +102,18 @@ def options_problem(options: StorageOptions) -> str:
         server, _, path = share.partition(":/")
         if not server or not path:
             return f"ELEARN_KUBERNETES_NFS_OWN: {share!r} is not of the form server:/path"
+    for share in options.kubernetes_nfs_shares:
+        server, colon, _ = share.partition(":/")
+        if not server or not colon:
+            return f"ELEARN_KUBERNETES_NFS_SHARES: {share!r} is not of the form server:/path"
     for root in options.kubernetes_host_roots:
         if not root.startswith("/"):
             return f"ELEARN_KUBERNETES_HOST_ROOTS: {root!r} is not an absolute path"
+    if options.kubernetes_model_store:
+        try:
+            store_kind(options.kubernetes_model_store)
+        except Unsupported as error:
+            return error.detail
     return ""
 
 
@@ -117,8 +138,8 @@ def host_folder(path: str, options: StorageOptions) -> tuple[str, str]:
     Raises:
         ValueError: none does.
     """
-    clean = posixpath.normpath(path)
-    roots = [posixpath.normpath(root).rstrip("/") for root in options.kubernetes_host_roots]
+    clean = plain_path(path)
+    roots = [plain_path(root).rstrip("/") for root in options.kubernetes_host_roots]
     holding = [root for root in roots if clean.startswith(f"{root}/")]
     if not holding:
         raise ValueError(path)
@@ -134,8 +155,28 @@ def s3_driver(*, read_only: bool, options: StorageOptions) -> str:
 
 
 def nfs_share(server: str, path: str) -> str:
-    """A share as the operator names it."""
-    return f"{server}:{posixpath.normpath(path)}"
+    """A share as the operator names it; a server's name is the same in capitals."""
+    return f"{server.lower().rstrip('.')}:{plain_path(path)}"
+
+
+def nfs_folder(server: str, path: str, options: StorageOptions) -> tuple[str, str]:
+    """The share to mount for a folder of a server, and the path below it.
+
+    That is the share that the operator names, the innermost of several; the folder itself where none is named at all.
+
+    Raises:
+        ValueError: it lies on none.
+    """
+    clean = plain_path(path)
+    if not options.kubernetes_nfs_shares:
+        return clean, ""
+    named = (nfs_share(*each.split(":", 1)).split(":", 1) for each in options.kubernetes_nfs_shares)
+    host = nfs_share(server, path).split(":", 1)[0]
+    holding = [share for on, share in named if on == host and lies_in(clean, share)]
+    if not holding:
+        raise ValueError(path)
+    share = max(holding, key=len)
+    return share, clean.removeprefix(share).strip("/")
 
 
 def own_directory(server: str, path: str, options: StorageOptions) -> bool:
@@ -167,10 +208,18 @@ def _nfs_errors(spec: DatastoreSpec, options: StorageOptions) -> list[FieldError
         errors.append(FieldError(field="nfs.server", message=f"{spec.nfs.server!r} is not the name of a server"))
     if any(not option or set(option) & set(" ,\n") for option in spec.nfs.options):
         errors.append(FieldError(field="nfs.options", message="name each option by itself, without spaces or commas"))
-    if not errors and spec.read_only and own_directory(spec.nfs.server, spec.nfs.path, options):
+    if errors:
+        return errors
+    if own_directory(spec.nfs.server, spec.nfs.path, options):
         words = "every datastore on this share gets a new directory of its own, which would stay empty"
-        errors.append(FieldError(field="read_only", message=words))
-    return errors
+        return [FieldError(field="read_only", message=words)] if spec.read_only else []
+    try:
+        nfs_folder(spec.nfs.server, spec.nfs.path, options)
+    except ValueError:
+        shares = ", ".join((*options.kubernetes_nfs_shares, *options.kubernetes_nfs_own))
+        words = f"{nfs_share(spec.nfs.server, spec.nfs.path)} lies on none of the shares that the operator allows"
+        return [FieldError(field="nfs.path", message=f"{words} ({shares}); see ELEARN_KUBERNETES_NFS_SHARES")]
+    return []
 
 
 def _s3_errors(spec: DatastoreSpec, options: StorageOptions) -> list[FieldError]:
@@ -185,7 +234,8 @@ def _s3_errors(spec: DatastoreSpec, options: StorageOptions) -> list[FieldError]
         errors.append(FieldError(field="s3.secret_key", message="give both access_key and secret_key, or neither"))
     if driver == MOUNTPOINT and spec.s3.access_key is not None:
         words = (
-            f"{MOUNTPOINT} takes no keys of a single datastore: leave them out; the operator gives the driver its own"
+            f"{MOUNTPOINT} takes no keys of a single datastore: leave them out; whether it uses its own says the"
+            " operator in ELEARN_KUBERNETES_S3_DRIVER_IDENTITY"
         )
         errors.append(FieldError(field="s3.access_key", message=words))
     for field in ("bucket", "endpoint", "prefix", "region", "access_key", "secret_key"):

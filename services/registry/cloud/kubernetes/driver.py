@@ -19,7 +19,7 @@ from services.registry.cloud.kubernetes.manifests import (
     save_job,
 )
 from services.registry.cloud.kubernetes.observing import LookAgain, ReadLog, Stuck, concluded, lost, observe
-from services.registry.cloud.kubernetes.options import JobOptions, store_claim, store_kind, store_manifests
+from services.registry.cloud.kubernetes.options import JobOptions, store_manifests
 from services.registry.cloud.kubernetes.work import unpack
 from services.registry.cloud.port import Gone, Observation, Refused, Running, SaveJob, Synced
 from services.registry.model import Key
@@ -37,6 +37,7 @@ from shared.kube.client import Cluster
 from shared.kube.errors import AlreadyExists, MissingRight, NamespaceMissing, Terminating
 from shared.kube.follow import Follower
 from shared.kube.merge import Mirror
+from shared.kube.model_store import store_claim, store_kind
 from shared.kube.names import PROJECT, ROOM
 from shared.kube.objects import Job as KubeJob
 from shared.kube.objects import Partial, Pod, condition, is_true
