@@ -2,11 +2,14 @@
 
 import posixpath
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 Document = dict[str, object]
 
-UNSIZED = "1Ti"
+UNSIZED: Final = "1Ti"
 """What a volume without a size of its own (an NFS share, a bucket, a folder) says, as one must be said."""
+ASKED: Final = "1Gi"
+"""What the claim of such a volume asks for: quotas count that, and it binds to any volume that says more."""
 
 
 def fixed_volume(
@@ -52,7 +55,7 @@ def fixed_claim(
         namespace,
         labels,
         {"storageClassName": "", "volumeName": volume},
-        size=UNSIZED,
+        size=ASKED,
         mode="ReadOnlyMany" if read_only else "ReadWriteMany",
     )
 

@@ -22,6 +22,7 @@ from services.datastore.cloud.kubernetes.options import (
 from services.datastore.cloud.port import Directory, Observation, Provided, Unprovided
 from shared.contracts.datastore import S3, Claim, DatastoreSpec, GlusterFs, Local, Nfs
 from shared.kube.names import object_name
+from shared.kube.quantities import whole
 from tests.support.kube import assert_valid
 
 ALL = StorageOptions(
@@ -217,6 +218,18 @@ def test_a_folder_of_a_named_share_is_a_path_below_it(named: tuple[str, ...], sh
     found = made(nfs("//export/digits/"), replace(ALL, kubernetes_nfs_shares=named))
     assert found["PersistentVolume"]["spec"]["nfs"] == {"server": "files.example", "path": share}
     assert found["record"].mounted.sub_path == path
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [nfs("/export"), spec(s3=S3(bucket="b")), local("/srv/data/x"), gluster("/x")],
+    ids=lambda chosen: chosen.backend(),
+)
+def test_what_has_no_size_asks_for_little_of_a_quota_and_gets_it(chosen: DatastoreSpec) -> None:
+    found = made(chosen)
+    asked = found["PersistentVolumeClaim"]["spec"]["resources"]["requests"]["storage"]
+    assert asked == "1Gi"
+    assert whole(found["PersistentVolume"]["spec"]["capacity"]["storage"]) >= whole(asked)
 
 
 def test_a_share_of_own_directories_goes_through_its_csi_driver() -> None:

@@ -58,6 +58,8 @@ def test_where_models_are_kept(text: str, kind: StoreKind | str) -> None:
         assert_valid(*manifests)
         claims: list[Any] = [each for each in manifests if each["kind"] == "PersistentVolumeClaim"]
         assert [each["metadata"]["name"] for each in claims] == [store_claim(kind, "e")] * len(claims)
+        asked = kind.size or "1Gi"  # what has no size of its own takes little of a quota
+        assert all(each["spec"]["resources"]["requests"]["storage"] == asked for each in claims)
 
 
 def save(**changes: Any) -> Any:
