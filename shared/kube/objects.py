@@ -258,8 +258,21 @@ class VolumeStatus(View, frozen=True, kw_only=True):
     message: str = ""
 
 
+class ClaimReference(View, frozen=True, kw_only=True):
+    """The claim that a volume is for; ``uid`` is there once it was bound, and stays when the claim goes."""
+
+    namespace: str = ""
+    name: str = ""
+    uid: str = ""
+
+
+class VolumeSpec(View, frozen=True, kw_only=True):
+    claim_ref: ClaimReference = ClaimReference()
+
+
 class Volume(View, frozen=True, kw_only=True):
     metadata: Metadata
+    spec: VolumeSpec = VolumeSpec()
     status: VolumeStatus = VolumeStatus()
 
 

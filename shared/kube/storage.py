@@ -4,6 +4,9 @@ import posixpath
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from shared.kube.names import INSTALLATION, label_value
+from shared.kube.objects import Metadata, Volume
+
 Document = dict[str, object]
 
 UNSIZED: Final = "1Ti"
@@ -65,6 +68,30 @@ def class_claim(
 ) -> Document:
     """A claim that a storage class provides for."""
     return _claim(name, namespace, labels, {"storageClassName": storage_class}, size=size, mode=mode)
+
+
+def volume_asked(manifest: Mapping[str, object]) -> str:
+    """The volume that a claim's manifest names; "" where it names none, or is of something else."""
+    spec = manifest.get("spec")
+    if manifest.get("kind") != "PersistentVolumeClaim" or not isinstance(spec, Mapping):
+        return ""
+    return str(spec.get("volumeName", ""))
+
+
+def freeing(volume: Volume, claim: Metadata, installation: str) -> Document | None:
+    """The change by which a volume of ours forgets an earlier claim of this one's name; None: there is none to forget.
+
+    It names the volume's resourceVersion, so that it does nothing to a volume that was bound meanwhile.
+    """
+    held = volume.spec.claim_ref
+    ours = volume.metadata.labels.get(INSTALLATION) == label_value(installation)
+    meant = (held.namespace, held.name) == (claim.namespace, claim.name)
+    if not ours or not meant or held.uid in ("", claim.uid):
+        return None
+    return {
+        "metadata": {"resourceVersion": volume.metadata.resource_version},
+        "spec": {"claimRef": {"uid": None, "resourceVersion": None}},
+    }
 
 
 def plain_path(path: str) -> str:

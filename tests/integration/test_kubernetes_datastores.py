@@ -175,6 +175,60 @@ async def test_a_namespace_of_its_own_for_each_project_under_restricted_pod_secu
         assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
 
 
+async def lose_namespace(server: KubeServer) -> None:
+    """Somebody deletes the project's namespace, and with it everything that lies in it."""
+    server.store.delete(NAMESPACES, "", NAMESPACE)
+    server.store.finish(NAMESPACES, NAMESPACE)
+
+
+async def test_a_volume_serves_the_claim_that_is_made_anew_with_its_namespace(tmp_path: Path) -> None:
+    async with kubernetes_storage(tmp_path) as (cloud, server, _, _):
+        wanted = directory(DatastoreSpec(name="digits", nfs=Nfs(server="a", path="/x")))
+        await cloud.provision(wanted)
+        async with contextlib.aclosing(cloud.watch()) as watch:
+            assert [type(await next_of(watch)) for _ in range(2)] == [Provided, Synced]
+            await lose_namespace(server)
+            assert await next_of(watch) == Removed(uid="u1")
+            (volume,) = server.store.all(PERSISTENT_VOLUMES)
+            assert volume["status"]["phase"] == "Released"
+            with contextlib.suppress(Unavailable):  # the namespace was there a moment ago
+                await cloud.provision(wanted)
+            await cloud.provision(wanted)
+            assert isinstance(await next_of(watch), Provided)
+        (volume,) = server.store.all(PERSISTENT_VOLUMES)
+        (claim,) = server.store.all(PERSISTENT_VOLUME_CLAIMS)
+        assert (volume["status"]["phase"], claim["status"]["phase"]) == ("Bound", "Bound")
+        assert volume["spec"]["claimRef"]["uid"] == claim["metadata"]["uid"]
+
+
+async def test_what_lies_outside_a_namespace_that_is_gone_goes_too(tmp_path: Path) -> None:
+    options = {"kubernetes_s3_driver": "rclone.csi.veloxpack.io", "kubernetes_nfs_own": ("files:/own",)}
+    async with kubernetes_storage(tmp_path, **options) as (cloud, server, _, _):
+        keys = S3(bucket="b", access_key="AKEY", secret_key="SKEY")
+        await cloud.provision(directory(DatastoreSpec(name="one", s3=keys), "u1"))
+        await cloud.provision(directory(DatastoreSpec(name="two", nfs=Nfs(server="files", path="/own")), "u2"))
+        await cloud.provision(directory(DatastoreSpec(name="three", s3=keys), "u3"))
+        await lose_namespace(server)
+        kinds = (PERSISTENT_VOLUMES, STORAGE_CLASSES, SECRETS)
+        assert [len(server.store.all(kind)) for kind in kinds] == [2, 1, 2]
+        await cloud.release("u1")
+        await cloud.release("u2")
+        assert [len(server.store.all(kind)) for kind in kinds] == [1, 0, 1]
+        assert server.store.all(SECRETS)[0]["metadata"]["labels"]["elearn.dev/uid"] == "u3"
+
+
+async def test_a_volume_that_is_kept_for_its_files_stays_whatever_happens_to_the_namespace(tmp_path: Path) -> None:
+    async with kubernetes_storage(tmp_path) as (cloud, server, _, _):
+        storage_class(server, "fast")
+        await cloud.provision(of_class())
+        (claim,) = server.store.all(PERSISTENT_VOLUME_CLAIMS, NAMESPACE)
+        made = {"name": claim["spec"]["volumeName"]}
+        server.store.add(PERSISTENT_VOLUMES, {"metadata": made, "spec": {"persistentVolumeReclaimPolicy": "Delete"}})
+        await cloud.release("u1")
+        await cloud.release("u1")  # as the controller does, of what it no longer sees
+        assert server.store.need(PERSISTENT_VOLUMES, made["name"])["metadata"]["labels"]["elearn.dev/uid"] == "u1"
+
+
 async def test_files_go_through_one_pod_that_two_replicas_share(tmp_path: Path) -> None:
     async with kubernetes_storage(tmp_path) as (cloud, server, life, _):
         path = tmp_path / "files"

@@ -12,7 +12,7 @@ from services.registry.model import Key
 from services.registry.reconcile import Job
 from shared.contracts.datastore import ClaimVolume
 from shared.errors import Unavailable
-from shared.kube.resources import JOBS, PERSISTENT_VOLUME_CLAIMS, PERSISTENT_VOLUMES, PODS
+from shared.kube.resources import JOBS, NAMESPACES, PERSISTENT_VOLUME_CLAIMS, PERSISTENT_VOLUMES, PODS
 from tests.contract.job_cloud_models import write_saved_model
 from tests.support.kube_registry import NAMESPACE, SOURCE, jobs_on, kubernetes_jobs
 
@@ -131,6 +131,27 @@ async def test_a_result_whose_pod_was_deleted_is_found_by_the_next_attempt(tmp_p
         (data / "export" / "saved_model.pb").unlink()
         await again.save(SaveJob(job=next_job, volume=SOURCE, path="export", shown="x"))
         assert await outcome(again, next_job) == Succeeded(job=next_job, facts=first.facts)
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_the_store_is_bound_again_in_a_namespace_that_was_made_anew(
+    tmp_path: Path, data: Path, restarted: bool
+) -> None:
+    async with kubernetes_jobs(tmp_path, data) as (cloud, server, _, kubelet):
+        kubelet.holding = True
+        await cloud.save(ASKED)
+        server.store.delete(NAMESPACES, "", NAMESPACE)
+        server.store.finish(NAMESPACES, NAMESPACE)
+        phases = {each["metadata"]["name"]: each.get("status") for each in server.store.all(PERSISTENT_VOLUMES)}
+        assert {"phase": "Released"} in phases.values()
+        # By another room, so that nothing tells this one.
+        server.store.add(NAMESPACES, {"metadata": {"name": NAMESPACE}, "status": {"phase": "Active"}})
+        again = jobs_on(cloud._cluster, tmp_path / "models") if restarted else cloud
+        await again.save(SaveJob(job=Job(KEY, 2), volume=SOURCE, path="export", shown="x"))
+        (claim,) = server.store.all(PERSISTENT_VOLUME_CLAIMS, NAMESPACE)
+        assert claim["status"]["phase"] == "Bound"
+        volume = server.store.need(PERSISTENT_VOLUMES, claim["spec"]["volumeName"])
+        assert volume["spec"]["claimRef"]["uid"] == claim["metadata"]["uid"]
 
 
 async def test_a_job_that_a_stranger_deletes_is_gone(tmp_path: Path, data: Path) -> None:

@@ -21,11 +21,13 @@ from shared.kube.resources import (
     JOBS,
     NODES,
     PERSISTENT_VOLUME_CLAIMS,
+    PERSISTENT_VOLUMES,
     PODS,
     REPLICA_SETS,
     Resource,
 )
 from tests.support.kube_store import Document, KubeStore
+from tests.support.kube_volumes import VolumeBinder
 
 INDEX = "batch.kubernetes.io/job-completion-index"
 FAILURES = "batch.kubernetes.io/job-index-failure-count"
@@ -57,6 +59,7 @@ class ClusterLife:
         self._of_job: dict[tuple[str, str], set[str]] = {}
         self._deleted: dict[str, dict[str, int]] = {}
         self._unplaced: dict[tuple[str, str], None] = {}
+        self._volumes = VolumeBinder(store, self._of_claim)
         store.on_write.append(self._written)
 
     # -- the cluster --------------------------------------------------------------------------------------------------
@@ -103,6 +106,9 @@ class ClusterLife:
             },
             namespace,
         )
+
+    def _of_claim(self, claim: str, reason: str, message: str, namespace: str) -> None:
+        self.event(PERSISTENT_VOLUME_CLAIMS, claim, reason, message, namespace=namespace)
 
     # -- stories of pods ----------------------------------------------------------------------------------------------
 
@@ -227,12 +233,8 @@ class ClusterLife:
         self._fail_job(self.store.need(JOBS, job, namespace), "DeadlineExceeded", "Job was active longer than deadline")
 
     def bind(self, claim: str, *, namespace: str = "default", volume: str = "") -> None:
-        """A claim gets its volume."""
-        found = self.store.need(PERSISTENT_VOLUME_CLAIMS, claim, namespace)
-        name = volume or found["spec"].get("volumeName") or f"pvc-{found['metadata']['uid']}"
-        size = found["spec"].get("resources", {}).get("requests", {})
-        self.store.change(PERSISTENT_VOLUME_CLAIMS, claim, namespace, spec={"volumeName": name})
-        self.store.change(PERSISTENT_VOLUME_CLAIMS, claim, namespace, status={"phase": "Bound", "capacity": size})
+        """A claim gets its volume, if that is not another's."""
+        self._volumes.bind(claim, namespace, volume)
 
     def deployed(self, name: str, *, ready: int | None = None, namespace: str = "default") -> None:
         """A Deployment's newest pods are ready: all, or that many."""
@@ -268,6 +270,10 @@ class ClusterLife:
             self._follow_pod(before, after)
         elif resource == PERSISTENT_VOLUME_CLAIMS and before is None and after is not None and self.binding:
             self.bind(after["metadata"]["name"], namespace=after["metadata"]["namespace"])
+        elif resource == PERSISTENT_VOLUME_CLAIMS and before is not None and after is None:
+            self._volumes.released(before)
+        elif resource == PERSISTENT_VOLUMES and after is not None and self.binding:
+            self._volumes.freed(after)
         elif resource == DEPLOYMENTS and after is not None and (not before or before["spec"] != after["spec"]):
             self._deploy(after, None if self.deploying else 0)
 

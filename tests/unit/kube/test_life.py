@@ -10,9 +10,11 @@ from shared.kube.resources import (
     DEPLOYMENTS,
     JOBS,
     PERSISTENT_VOLUME_CLAIMS,
+    PERSISTENT_VOLUMES,
     PODS,
     SERVICES,
 )
+from shared.kube.storage import fixed_claim, fixed_volume
 from tests.support.kube_life import ClusterLife
 from tests.support.kube_server import KubeServer
 
@@ -178,3 +180,41 @@ async def test_claims_are_bound(cluster: Cluster, life: ClusterLife) -> None:
     found = await cluster.get(PERSISTENT_VOLUME_CLAIMS, "data", Claim)
     assert found is not None
     assert (found.status.phase, found.status.capacity) == ("Bound", {"storage": "1Gi"})
+
+
+@pytest.mark.parametrize(
+    ("held", "phase"),
+    [
+        ({"namespace": "default", "name": "data"}, "Bound"),
+        ({"namespace": "default", "name": "data", "uid": "of an earlier one"}, "Pending"),
+        ({"namespace": "default", "name": "other"}, "Pending"),
+        ({"namespace": "elearn", "name": "data"}, "Pending"),
+        (None, "Bound"),
+    ],
+)
+async def test_a_volume_of_another_claim_is_not_bound(
+    server: KubeServer, cluster: Cluster, life: ClusterLife, held: dict[str, str] | None, phase: str
+) -> None:
+    spec = {"hostPath": {"path": "/srv"}, **({"claimRef": held} if held else {})}
+    server.store.add(PERSISTENT_VOLUMES, {"metadata": {"name": "v"}, "spec": spec})
+    await cluster.apply(fixed_claim("data", namespace="default", volume="v", labels={}))
+    found = await cluster.get(PERSISTENT_VOLUME_CLAIMS, "data", Claim, namespace="default")
+    assert found is not None
+    assert found.status.phase == phase
+
+
+async def test_a_volume_outlives_its_claim_and_waits_for_somebody_to_free_it(
+    server: KubeServer, cluster: Cluster, life: ClusterLife
+) -> None:
+    await cluster.apply(
+        fixed_volume("v", claim="data", namespace="default", labels={}, source={"hostPath": {"path": "/srv"}})
+    )
+    claim = fixed_claim("data", namespace="default", volume="v", labels={})
+    await cluster.apply(claim)
+    assert server.store.need(PERSISTENT_VOLUMES, "v")["status"]["phase"] == "Bound"
+    await cluster.delete(PERSISTENT_VOLUME_CLAIMS, "data")
+    assert server.store.need(PERSISTENT_VOLUMES, "v")["status"]["phase"] == "Released"
+    await cluster.apply(claim)
+    assert server.store.need(PERSISTENT_VOLUME_CLAIMS, "data", "default")["status"]["phase"] == "Pending"
+    await cluster.patch(PERSISTENT_VOLUMES, "v", {"spec": {"claimRef": {"uid": None}}})
+    assert server.store.need(PERSISTENT_VOLUME_CLAIMS, "data", "default")["status"]["phase"] == "Bound"

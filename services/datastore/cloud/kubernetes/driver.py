@@ -49,7 +49,7 @@ from shared.kube.errors import MissingRight, NamespaceMissing, Terminating
 from shared.kube.follow import Follower
 from shared.kube.merge import Mirror
 from shared.kube.names import ROOM, object_name
-from shared.kube.objects import Claim, Metadata, StorageClass, View
+from shared.kube.objects import Claim, Metadata, Partial, StorageClass, View
 from shared.kube.own_pods import Mounted, OwnJob
 from shared.kube.projects import Projects, list_ours, watch_all
 from shared.kube.resources import (
@@ -66,6 +66,7 @@ from shared.kube.resources import (
 from shared.kube.rights import rights_to
 from shared.kube.said import last_words
 from shared.kube.settings import ProjectSettings
+from shared.kube.volumes import apply_storage
 
 _log = structlog.get_logger(__name__)
 
@@ -124,13 +125,13 @@ class KubernetesStorage:
         needed = [
             *rights_to("get list watch create patch delete", CONFIG_MAPS, places=places),
             *rights_to("get list watch create patch delete", PERSISTENT_VOLUME_CLAIMS, places=places),
-            *rights_to("get create patch delete", PERSISTENT_VOLUMES),
-            *rights_to("get", STORAGE_CLASSES),
+            *rights_to("get list create patch delete", PERSISTENT_VOLUMES),
+            *rights_to("get list", STORAGE_CLASSES),
             *rights_to("get create delete", JOBS, places=places),
             *rights_to("list watch", PODS, places=places),
             *rights_to("create", PODS, places=places, subresource="proxy"),
             *rights_to("list", EVENTS, places=places),
-            *rights_to("get create patch delete", SECRETS, places=own),
+            *rights_to("get list create patch delete", SECRETS, places=own),
         ]
         if self._options.kubernetes_nfs_own:
             needed += rights_to("create patch delete", STORAGE_CLASSES)
@@ -177,6 +178,7 @@ class KubernetesStorage:
         """See the port."""
         for found in await self._records(uid):
             await self._release(found)
+        await self._release_rest(uid)
 
     async def watch(self) -> AsyncGenerator[Observation, None]:
         """See the port."""
@@ -271,8 +273,7 @@ class KubernetesStorage:
         record = objects.record
         await self._cluster.apply(record_manifest(record))
         try:
-            for manifest in objects.manifests:
-                await self._cluster.apply(manifest)
+            await apply_storage(self._cluster, objects.manifests)
         except MissingRight:
             raise
         except _REFUSALS as error:
@@ -296,6 +297,16 @@ class KubernetesStorage:
         if record.secret:
             await self._cluster.delete(SECRETS, record.name)
         await self._cluster.delete(CONFIG_MAPS, record.name, namespace=record.namespace)
+
+    async def _release_rest(self, uid: str) -> None:
+        """What lies outside the project's namespace, where that is gone and the record with it.
+
+        Not the volume of :meth:`_keep_volume`: it bears no label of an installation, and is nobody's.
+        """
+        labels = {ROOM: ROOM_NAME, UID: uid}
+        for kind in (PERSISTENT_VOLUMES, STORAGE_CLASSES, SECRETS):
+            for found in await self._cluster.list(kind, Partial, labels=labels):
+                await self._cluster.delete(kind, found.metadata.name, uid=found.metadata.uid)
 
     async def _keep_volume(self, record: Record) -> None:
         """A volume that a storage class made would go with its claim, and the files with it: let it stay."""

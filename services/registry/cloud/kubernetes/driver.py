@@ -56,6 +56,7 @@ from shared.kube.rights import rights_to
 from shared.kube.said import last_words
 from shared.kube.settings import ProjectSettings
 from shared.kube.states import is_over, trouble
+from shared.kube.volumes import apply_storage
 from shared.kube.watch import watch
 
 T = TypeVar("T")
@@ -277,16 +278,16 @@ class KubernetesJobs:
 
     async def _ensure_store(self, project: str) -> None:
         namespace = await self._projects.ensure(project)
-        if namespace in self._with_store:
-            return
-        for manifest in store_manifests(
+        if namespace in self._with_store and await self._has_store(namespace):
+            return  # looked up all the same: the namespace may have been made anew by somebody else
+        wanted = store_manifests(
             self._store,
             installation=self._cluster.installation,
             namespace=namespace,
             options=self._options,
             labels={ROOM: ROOM_NAME, PROJECT: project},
-        ):
-            await self._cluster.apply(manifest)
+        )
+        await apply_storage(self._cluster, wanted)
         self._with_store.add(namespace)
 
     async def _has_store(self, namespace: str) -> bool:
