@@ -307,6 +307,10 @@ def test_the_drivers_own_keys_open_a_bucket_only_where_the_operator_says_so(keys
         (spec(local=Local(path="//srv/data/deep")), "/srv/data", "deep"),
         (spec(glusterfs=GlusterFs(servers=("a",), volume="gv0", path="/digits")), "/mnt/gv0", "digits"),
         (spec(glusterfs=GlusterFs(servers=("a",), volume="gv0")), "/mnt/gv0", ""),
+        (gluster("/.data"), "/mnt/gv0", ".data"),
+        (gluster("//.data//./..deep/"), "/mnt/gv0", ".data/..deep"),
+        (gluster("/./"), "/mnt/gv0", ""),
+        (gluster("/."), "/mnt/gv0", ""),
     ],
 )
 def test_folders_of_nodes_are_paths_below_what_the_operator_names(chosen: DatastoreSpec, root: str, path: str) -> None:

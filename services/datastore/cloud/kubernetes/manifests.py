@@ -8,7 +8,6 @@ PersistentVolumeClaim    what pods mount
 """
 
 import base64
-import posixpath
 from typing import Final
 
 import msgspec
@@ -197,7 +196,7 @@ def _sub_path(spec: DatastoreSpec, options: StorageOptions) -> str:
     if spec.nfs is not None:
         return nfs_folder(spec.nfs.server, spec.nfs.path, options)[1]
     if spec.glusterfs is not None:
-        return posixpath.normpath(spec.glusterfs.path).strip("/").removeprefix(".")
+        return plain_path(spec.glusterfs.path).strip("/")
     return ""
 
 
