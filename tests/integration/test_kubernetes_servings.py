@@ -155,9 +155,19 @@ async def test_a_lost_node_is_seen_and_its_replicas_are_made_anew(bench: Bench) 
     ],
 )
 async def test_what_no_node_is_large_enough_for(bench: Bench, spec: dict[str, object], field: str, words: str) -> None:
-    errors = await bench.cloud.admit(ServingSpec(name="d", model="d", version=1, **spec))
+    cloud = servings_on(bench.cluster, kubernetes_serving_gpu_image="elearn:gpu")
+    errors = await cloud.admit(ServingSpec(name="d", model="d", version=1, **spec))
     assert [error.field for error in errors] == ([field] if field else [])
     assert all(words in error.message for error in errors)
+
+
+async def test_gpus_without_a_server_that_uses_them_are_refused(bench: Bench) -> None:
+    bench.life.node("large", gpus=8)
+    spec = ServingSpec(name="d", model="d", version=1, gpu=1)
+    (error,) = await bench.cloud.admit(spec)
+    assert error.field == "gpu"
+    assert "ELEARN_KUBERNETES_SERVING_GPU_IMAGE" in error.message
+    assert await servings_on(bench.cluster, kubernetes_serving_server="tensorflow-serving").admit(spec) == []
 
 
 async def test_traffic_is_split_by_our_own_server_alone(bench: Bench) -> None:

@@ -38,6 +38,7 @@ SERVER = ServerOptions(cpu=0.25, memory=2**29, start_seconds=180.0, grace_second
 SETTINGS = ProjectSettings(kubernetes_image="elearn:dev", kubernetes_image_pull_secrets=("registry",))
 TENSORFLOW = ServingOptions()
 OWN = ServingOptions(kubernetes_serving_server="elearn")
+GPUS = replace(OWN, kubernetes_serving_gpu_image="elearn:gpu")
 ONE = Deployment(
     uid="u1",
     project="search",
@@ -63,7 +64,7 @@ def rendered(deployment: Deployment = ONE, options: ServingOptions = TENSORFLOW,
     return manifest
 
 
-@pytest.mark.parametrize("options", [TENSORFLOW, OWN, replace(OWN, kubernetes_serving_service="NodePort")])
+@pytest.mark.parametrize("options", [TENSORFLOW, GPUS, replace(GPUS, kubernetes_serving_service="NodePort")])
 def test_everything_is_what_kubernetes_takes_and_restricted(options: ServingOptions) -> None:
     scaled = replace(ONE, max_replicas=9)
     assert_valid(
@@ -82,6 +83,30 @@ def test_everything_is_what_kubernetes_takes_and_restricted(options: ServingOpti
     assert pod["terminationGracePeriodSeconds"] >= stop + SERVER.grace_seconds
     models = box["volumeMounts"][0]
     assert models == {"name": "models", "mountPath": "/models/digits", "subPath": "search/digits", "readOnly": True}
+
+
+@pytest.mark.parametrize(
+    ("options", "without", "with_gpus"),
+    [
+        (TENSORFLOW, "tensorflow/serving", "tensorflow/serving:latest-gpu"),
+        (replace(TENSORFLOW, kubernetes_serving_image="x"), "x", "tensorflow/serving:latest-gpu"),
+        (replace(TENSORFLOW, kubernetes_serving_gpu_image="y"), "tensorflow/serving", "y"),
+        (OWN, "elearn:dev", None),
+        (replace(OWN, kubernetes_serving_image="x"), "x", None),
+        (replace(OWN, kubernetes_serving_image="x", kubernetes_serving_gpu_image="y"), "x", "y"),
+    ],
+)
+def test_which_image_a_replica_runs(options: ServingOptions, without: str, with_gpus: str | None) -> None:
+    def image(deployment: Deployment) -> str:
+        (box,) = rendered(deployment, options)["spec"]["template"]["spec"]["containers"]
+        return str(box["image"])
+
+    assert image(ONE) == without
+    if with_gpus is None:
+        with pytest.raises(Unsupported, match="ELEARN_KUBERNETES_SERVING_GPU_IMAGE"):
+            image(replace(ONE, gpu=1))
+    else:
+        assert image(replace(ONE, gpu=1)) == with_gpus
 
 
 def test_tensorflow_serving_is_told_its_versions_and_asked_for_one() -> None:

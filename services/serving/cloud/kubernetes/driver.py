@@ -17,7 +17,7 @@ from services.serving.cloud.kubernetes.manifests import (
     where_of,
 )
 from services.serving.cloud.kubernetes.observing import SeenService, observe
-from services.serving.cloud.kubernetes.options import ServerOptions, ServingOptions
+from services.serving.cloud.kubernetes.options import NO_GPU_IMAGE, ServerOptions, ServingOptions
 from services.serving.cloud.port import (
     Capabilities,
     Deployment,
@@ -133,6 +133,8 @@ class KubernetesServings:
             memory = memory if spec.memory is None else parse_memory(spec.memory)
         except ValueError as error:
             errors.append(FieldError(field="memory", message=str(error)))
+        if spec.gpu and not self._options.image(self._settings.kubernetes_image, gpu=True):
+            errors.append(FieldError(field="gpu", message=NO_GPU_IMAGE))
         return errors or await self._too_large(cpu, memory, spec.gpu)
 
     async def apply(self, deployment: Deployment) -> None:

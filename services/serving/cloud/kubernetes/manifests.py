@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from services.serving.cloud.kubernetes.options import ServerOptions, ServingOptions
+from services.serving.cloud.kubernetes.options import NO_GPU_IMAGE, ServerOptions, ServingOptions
 from services.serving.cloud.port import Deployment
 from shared.contracts.datastore import ClaimVolume
 from shared.errors import Unsupported
@@ -40,7 +40,6 @@ _MODELS: Final = "/models"
 _CONNECTION_AGE: Final = 5.0
 _KILL_AFTER: Final = 5
 _PROBE_SECONDS: Final = 2
-_IMAGES: Final = {"tensorflow-serving": "tensorflow/serving"}
 
 
 class Where(msgspec.Struct, frozen=True, kw_only=True):
@@ -135,17 +134,19 @@ def deployment_manifest(
         replicas: how many; where an autoscaler decides, as many as it wants now.
 
     Raises:
-        Unsupported: the versions do not lie where one pod can mount them.
+        Unsupported: the versions do not lie where one pod can mount them, or no server would use the GPUs.
     """
     labels = {**labels_of(deployment), REVISION: str(deployment.revision)}
     claim, folder = _folder(deployment)
+    image = options.image(settings.kubernetes_image, gpu=bool(deployment.gpu))
+    if not image:
+        raise Unsupported(NO_GPU_IMAGE)
     own = options.own_server
     config = own_config(deployment, server) if own else tensorflow_config(deployment)
     mount: Document = {"name": "models", "mountPath": f"{_MODELS}/{deployment.model}", "readOnly": True}
     container: Document = {
         "name": CONTAINER,
-        "image": options.kubernetes_serving_image
-        or (settings.kubernetes_image if own else _IMAGES[options.kubernetes_serving_server]),
+        "image": image,
         "imagePullPolicy": settings.kubernetes_image_pull_policy,
         "command": _command(own=own),
         "ports": [{"name": "grpc", "containerPort": GRPC}, {"name": "rest", "containerPort": REST}],

@@ -6,6 +6,12 @@ import msgspec
 
 TENSORFLOW_SERVING: Final = "tensorflow-serving"
 ELEARN: Final = "elearn"
+_IMAGE: Final = "tensorflow/serving"
+_GPU_IMAGE: Final = "tensorflow/serving:latest-gpu"
+NO_GPU_IMAGE: Final = (
+    "elearn's own model server computes on the CPU: an operator can name an image with TensorFlow for GPUs in"
+    " ELEARN_KUBERNETES_SERVING_GPU_IMAGE"
+)
 
 
 class ServingOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -14,7 +20,11 @@ class ServingOptions(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         kubernetes_serving_server: which server answers: TensorFlow Serving, or elearn's own, which can also spread
             requests over versions.
-        kubernetes_serving_image: its image; not set: ``tensorflow/serving``, or elearn's own.
+        kubernetes_serving_image: its image, for servings without GPUs; not set: ``tensorflow/serving``, or elearn's
+            own.
+        kubernetes_serving_gpu_image: its image, for servings with GPUs, whatever holds for the others; not set:
+            ``tensorflow/serving:latest-gpu``. elearn's own image computes on the CPU: where its server answers,
+            servings with GPUs are refused until an image is named here.
         kubernetes_serving_access: which endpoint is told: that of the Service (``service``), or ports of this machine
             that lead to the replicas through the API server (``forward``); not set: the latter where elearn runs
             outside the cluster and the Service is of type ``ClusterIP``. With it, one serving service runs, beside
@@ -30,6 +40,7 @@ class ServingOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     kubernetes_serving_server: Literal["tensorflow-serving", "elearn"] = "tensorflow-serving"
     kubernetes_serving_image: str = ""
+    kubernetes_serving_gpu_image: str = ""
     kubernetes_serving_access: Literal["", "service", "forward"] = ""
     kubernetes_serving_service: Literal["ClusterIP", "NodePort", "LoadBalancer"] = "ClusterIP"
     kubernetes_serving_host: str = ""
@@ -46,6 +57,17 @@ class ServingOptions(msgspec.Struct, frozen=True, kw_only=True):
         if self.kubernetes_serving_access:
             return self.kubernetes_serving_access == "forward"
         return not home and self.kubernetes_serving_service == "ClusterIP"
+
+    def image(self, elearn: str, *, gpu: bool) -> str:
+        """What replicas run; "": there is nothing that would use their GPUs.
+
+        Args:
+            elearn: elearn's own image.
+            gpu: they have GPUs.
+        """
+        if gpu:
+            return self.kubernetes_serving_gpu_image or ("" if self.own_server else _GPU_IMAGE)
+        return self.kubernetes_serving_image or (elearn if self.own_server else _IMAGE)
 
     @property
     def own_server(self) -> bool:
