@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import pytest
@@ -17,7 +17,7 @@ from services.serving.model import Source
 from shared.contracts.serving import ServingSpec
 from shared.errors import Unavailable, Unsupported
 from shared.kube import Cluster
-from shared.kube.resources import AUTOSCALERS, DEPLOYMENTS, DISRUPTION_BUDGETS, PODS, SERVICES, Resource
+from shared.kube.resources import AUTOSCALERS, DEPLOYMENTS, DISRUPTION_BUDGETS, NODES, PODS, SERVICES, Resource
 from tests.contract.test_serving_cloud import leading, settled
 from tests.support.kube_kubelet import PodServer, emulated
 from tests.support.kube_life import ClusterLife
@@ -159,6 +159,28 @@ async def test_what_no_node_is_large_enough_for(bench: Bench, spec: dict[str, ob
     errors = await cloud.admit(ServingSpec(name="d", model="d", version=1, **spec))
     assert [error.field for error in errors] == ([field] if field else [])
     assert all(words in error.message for error in errors)
+
+
+@pytest.mark.parametrize(
+    ("keeps", "gpu", "words"),
+    [
+        ({}, 0, ""),
+        ({}, 8, ""),
+        ({"unschedulable": True}, 0, "no node has 32 CPUs: the most is 16"),
+        ({"taints": [{"key": "dedicated", "effect": "NoSchedule"}]}, 0, "no node has 32 CPUs: the most is 16"),
+        ({"taints": [{"key": "dedicated", "effect": "NoExecute"}]}, 8, "no node has 8 GPUs: the most is 0"),
+        ({"taints": [{"key": "nvidia.com/gpu", "effect": "NoSchedule"}]}, 0, "no node has 32 CPUs: the most is 16"),
+        ({"taints": [{"key": "nvidia.com/gpu", "effect": "NoSchedule"}]}, 8, ""),
+    ],
+)
+async def test_a_node_that_takes_no_replicas_is_not_counted(
+    bench: Bench, keeps: dict[str, Any], gpu: int, words: str
+) -> None:
+    bench.life.node("large", cpu="64", gpus=8)
+    bench.server.store.change(NODES, "large", spec=keeps)
+    cloud = servings_on(bench.cluster, kubernetes_serving_gpu_image="elearn:gpu")
+    errors = await cloud.admit(ServingSpec(name="d", model="d", version=1, cpu=32, gpu=gpu))
+    assert [error.message for error in errors] == ([words] if words else [])
 
 
 async def test_gpus_without_a_server_that_uses_them_are_refused(bench: Bench) -> None:

@@ -109,6 +109,15 @@ def test_which_image_a_replica_runs(options: ServingOptions, without: str, with_
         assert image(replace(ONE, gpu=1)) == with_gpus
 
 
+def test_replicas_with_gpus_go_where_others_are_kept_from() -> None:
+    def pod(deployment: Deployment) -> Any:
+        return rendered(deployment)["spec"]["template"]["spec"]
+
+    assert "tolerations" not in pod(ONE)
+    tolerated = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+    assert pod(replace(ONE, gpu=1))["tolerations"] == [tolerated]
+
+
 def test_tensorflow_serving_is_told_its_versions_and_asked_for_one() -> None:
     template = rendered()["spec"]["template"]
     box = template["spec"]["containers"][0]

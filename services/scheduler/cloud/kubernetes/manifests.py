@@ -35,6 +35,7 @@ from services.scheduler.model import Demand
 from shared.contracts.common import parse_duration
 from shared.contracts.training import RoleName
 from shared.kube.names import INSTALLATION, label_value
+from shared.kube.nodes import GPU, GPU_TOLERATION
 from shared.kube.own_pods import container_security, pod_security
 from shared.kube.quantities import cpu_quantity, memory_quantity
 from shared.kube.settings import ProjectSettings
@@ -48,8 +49,6 @@ _DEADLINE_SLACK: Final = 60
 """Seconds after the deadline at which the cluster itself ends tasks, should the scheduler be away by then."""
 _FIRST_ROLES: Final[tuple[RoleName, ...]] = ("chief", "ps", "worker")
 _MOST_PEERS: Final = 64
-_GPU: Final = "nvidia.com/gpu"
-_GPU_TAINT: Final[Document] = {"key": _GPU, "operator": "Exists", "effect": "NoSchedule"}
 _DISRUPTED: Final[Document] = {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
 
 
@@ -190,7 +189,7 @@ def _pod(attempt: Attempt, group: Group, framework: Framework, setting: Setting)
     if options.kubernetes_priority_class:
         pod["priorityClassName"] = options.kubernetes_priority_class
     if group.demand.gpu:
-        pod["tolerations"] = [_GPU_TAINT]
+        pod["tolerations"] = [GPU_TOLERATION]
     return pod
 
 
@@ -314,7 +313,7 @@ def _resources(demand: Demand) -> Document:
     memory = memory_quantity(demand.memory)
     limits: Document = {"memory": memory}
     if demand.gpu:
-        limits[_GPU] = str(demand.gpu)
+        limits[GPU] = str(demand.gpu)
     return {"requests": {"cpu": cpu_quantity(demand.cpu), "memory": memory}, "limits": limits}
 
 

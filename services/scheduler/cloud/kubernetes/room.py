@@ -10,12 +10,11 @@ import msgspec
 from services.scheduler.cloud.kubernetes.identity import TRAINING_WORK, WORK
 from services.scheduler.model import Demand, NodeState
 from shared.kube.names import INSTALLATION, label_value
-from shared.kube.objects import Container, Metadata, Node, Quantity, Resources, View, is_true
+from shared.kube.nodes import GPU, is_usable
+from shared.kube.objects import Container, Metadata, Node, Quantity, Resources, View
 from shared.kube.quantities import quantity, whole
 
-GPU: Final = "nvidia.com/gpu"
 _GPU_TYPE: Final = "nvidia.com/gpu.product"
-_KEEPS_OUT: Final = ("NoSchedule", "NoExecute")
 
 
 class HoldingSpec(View, frozen=True, kw_only=True):
@@ -82,12 +81,11 @@ class PodHeld(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 def node_seen(node: Node) -> NodeSeen:
     """What matters of a node. One that only pods with GPUs may use is usable: no others are sent there."""
-    about, spec, status = node.metadata, node.spec, node.status
-    kept_out = any(taint.effect in _KEEPS_OUT and taint.key != GPU for taint in spec.taints)
+    about, status = node.metadata, node.status
     return NodeSeen(
         name=intern(about.name),
         total=_amount(status.allocatable),
-        usable=is_true(status.conditions, "Ready") and not spec.unschedulable and not kept_out,
+        usable=is_usable(node),
         gpu_type=about.labels.get(_GPU_TYPE, ""),
     )
 

@@ -39,8 +39,9 @@ from shared.kube.errors import Foreign, MissingRight, NamespaceMissing, Terminat
 from shared.kube.follow import Follower
 from shared.kube.merge import Mirror
 from shared.kube.names import ROOM
+from shared.kube.nodes import GPU, is_usable
 from shared.kube.objects import Deployment as KubeDeployment
-from shared.kube.objects import HasMetadata, Node, Partial, Pod, is_true
+from shared.kube.objects import HasMetadata, Node, Partial, Pod
 from shared.kube.projects import Projects, as_it_is, list_ours, watch_all
 from shared.kube.quantities import cores, whole
 from shared.kube.resources import (
@@ -283,12 +284,12 @@ class KubernetesServings:
         except MissingRight as error:
             _log.warning("can't see how large nodes are", error=error.detail)
             return []
-        usable = [node.status.allocatable for node in nodes if is_true(node.status.conditions, "Ready")]
+        usable = [node.status.allocatable for node in nodes if is_usable(node, gpu=gpu > 0)]
         if not usable:
             return []  # what can't be seen may be coming: a cluster that scales itself to nothing
         most_cpu = max(cores(each.get("cpu", "0")) for each in usable)
         most_memory = max(whole(each.get("memory", "0")) for each in usable)
-        most_gpu = max(whole(each.get("nvidia.com/gpu", "0")) for each in usable)
+        most_gpu = max(whole(each.get(GPU, "0")) for each in usable)
         if gpu > most_gpu:
             return [FieldError(field="gpu", message=f"no node has {gpu} GPUs: the most is {most_gpu}")]
         if cpu > most_cpu:

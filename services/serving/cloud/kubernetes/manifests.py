@@ -18,6 +18,7 @@ from services.serving.cloud.port import Deployment
 from shared.contracts.datastore import ClaimVolume
 from shared.errors import Unsupported
 from shared.kube.names import PROJECT, ROOM, object_name
+from shared.kube.nodes import GPU, GPU_TOLERATION
 from shared.kube.own_pods import container_security, pod_security
 from shared.kube.quantities import cpu_quantity, memory_quantity
 from shared.kube.settings import ProjectSettings
@@ -184,6 +185,8 @@ def deployment_manifest(
             }
         ],
     }
+    if deployment.gpu:
+        pod["tolerations"] = [GPU_TOLERATION]
     if settings.kubernetes_image_pull_secrets:
         pod["imagePullSecrets"] = [{"name": name} for name in settings.kubernetes_image_pull_secrets]
     return {
@@ -288,7 +291,7 @@ def _resources(deployment: Deployment, server: ServerOptions) -> Document:
     memory = memory_quantity(deployment.memory or server.memory)
     limits: Document = {"memory": memory}
     if deployment.gpu:
-        limits["nvidia.com/gpu"] = str(deployment.gpu)
+        limits[GPU] = str(deployment.gpu)
     cpu = cpu_quantity(deployment.cpu if deployment.cpu is not None else server.cpu)
     return {"requests": {"cpu": cpu, "memory": memory}, "limits": limits}
 
