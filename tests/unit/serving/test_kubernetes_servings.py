@@ -5,12 +5,15 @@ from typing import Any, Literal
 
 import msgspec
 import pytest
+from google.protobuf import text_format
 from msgspec.structs import replace
+from tensorflow_serving.config import model_server_config_pb2  # it needs no TensorFlow, unlike tensorflow_serving.apis
 
 from services.serving.cloud.kubernetes import ServerOptions, ServingOptions
 from services.serving.cloud.kubernetes.forwards import LocalPorts, preferred
 from services.serving.cloud.kubernetes.manifests import (
     CONFIG,
+    MONITORING,
     REVISION,
     autoscaler_manifest,
     deployment_manifest,
@@ -125,11 +128,54 @@ def test_tensorflow_serving_is_told_its_versions_and_asked_for_one() -> None:
     assert box["readinessProbe"]["httpGet"]["path"] == "/v1/models/digits/versions/7/metadata"
     assert {"name": "NVIDIA_VISIBLE_DEVICES", "value": "none"} in box["env"]
     assert template["metadata"]["labels"][REVISION] == "3"
-    config = template["metadata"]["annotations"][CONFIG]
-    assert config == tensorflow_config(ONE)
-    assert 'name: "digits" base_path: "/models/digits"' in config
-    assert "specific { versions: 7 }" in config
-    assert 'version_labels { key: "champion" value: 7 }' in config
+    assert template["metadata"]["annotations"][CONFIG] == tensorflow_config(ONE)
+
+
+def test_tensorflow_serving_is_started_with_flags_that_it_knows() -> None:
+    (box,) = rendered()["spec"]["template"]["spec"]["containers"]
+    assert box["command"] == [
+        "tensorflow_model_server",
+        "--port=8500",
+        "--rest_api_port=8501",
+        "--model_config_file=/etc/elearn/server",
+        "--monitoring_config_file=/etc/elearn/monitoring",
+        "--allow_version_labels_for_unavailable_models=true",
+        "--grpc_channel_arguments=grpc.max_connection_age_ms=5000",
+    ]
+
+
+@pytest.mark.parametrize(("deployment", "versions"), [(ONE, [7]), (TWO, [7, 8])])
+def test_tensorflow_serving_reads_its_models_as_they_are_meant(deployment: Deployment, versions: list[int]) -> None:
+    read = text_format.Parse(tensorflow_config(deployment), model_server_config_pb2.ModelServerConfig())
+    (model,) = read.model_config_list.config
+    assert (model.name, model.base_path, model.model_platform) == ("digits", "/models/digits", "tensorflow")
+    assert model.model_version_policy.WhichOneof("policy_choice") == "specific"
+    assert list(model.model_version_policy.specific.versions) == versions
+    assert dict(model.version_labels) == {"champion": 7}
+
+
+@pytest.mark.parametrize(
+    ("options", "files"), [(TENSORFLOW, {"server": CONFIG, "monitoring": MONITORING}), (OWN, {"server": CONFIG})]
+)
+def test_a_server_finds_its_files_and_nothing_else(options: ServingOptions, files: dict[str, str]) -> None:
+    template = rendered(ONE, options)["spec"]["template"]
+    (mount,) = [
+        each for each in template["spec"]["containers"][0]["volumeMounts"] if each["mountPath"] == "/etc/elearn"
+    ]
+    (volume,) = [each for each in template["spec"]["volumes"] if each["name"] == mount["name"]]
+    found = {each["path"]: each["fieldRef"]["fieldPath"] for each in volume["downwardAPI"]["items"]}
+    assert found == {file: f"metadata.annotations['{name}']" for file, name in files.items()}
+    assert set(files.values()) == set(template["metadata"]["annotations"])
+
+
+def test_tensorflow_serving_tells_its_metrics_where_our_own_server_does() -> None:
+    annotations = rendered()["spec"]["template"]["metadata"]["annotations"]
+    assert annotations[MONITORING] == 'prometheus_config { enable: true path: "/metrics" }\n'
+
+
+@pytest.mark.parametrize("options", [TENSORFLOW, OWN])
+def test_sigterm_reaches_a_server_that_has_no_handler_for_it(options: ServingOptions) -> None:
+    assert rendered(ONE, options)["spec"]["template"]["spec"]["shareProcessNamespace"] is True
 
 
 def test_our_own_server_reads_what_it_is_given() -> None:

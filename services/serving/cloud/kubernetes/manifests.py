@@ -30,6 +30,7 @@ UID: Final = "elearn.dev/uid"
 SERVING: Final = "elearn.dev/serving"
 REVISION: Final = "elearn.dev/revision"
 CONFIG: Final = "elearn.dev/config"
+MONITORING: Final = "elearn.dev/monitoring"
 MODEL: Final = "elearn.dev/model"
 CONTAINER: Final = "server"
 GRPC: Final = 8500
@@ -37,6 +38,9 @@ REST: Final = 8501
 
 _CONFIG_FOLDER: Final = "/etc/elearn"
 _CONFIG_FILE: Final = "server"
+_MONITORING_FILE: Final = "monitoring"
+_MONITORING_CONFIG: Final = 'prometheus_config { enable: true path: "/metrics" }\n'
+"""TensorFlow Serving's ``MonitoringConfig``, as text: metrics are where those of our own server are."""
 _MODELS: Final = "/models"
 _CONNECTION_AGE: Final = 5.0
 _KILL_AFTER: Final = 5
@@ -143,7 +147,11 @@ def deployment_manifest(
     if not image:
         raise Unsupported(NO_GPU_IMAGE)
     own = options.own_server
-    config = own_config(deployment, server) if own else tensorflow_config(deployment)
+    annotations = {CONFIG: own_config(deployment, server) if own else tensorflow_config(deployment)}
+    files = {_CONFIG_FILE: CONFIG}
+    if not own:
+        annotations[MONITORING] = _MONITORING_CONFIG
+        files[_MONITORING_FILE] = MONITORING
     mount: Document = {"name": "models", "mountPath": f"{_MODELS}/{deployment.model}", "readOnly": True}
     container: Document = {
         "name": CONTAINER,
@@ -163,9 +171,11 @@ def deployment_manifest(
             {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - the container's own
         ],
     }
-    told = {"path": _CONFIG_FILE, "fieldRef": {"apiVersion": "v1", "fieldPath": f"metadata.annotations['{CONFIG}']"}}
     grace = options.kubernetes_serving_stop_seconds + math.ceil(server.grace_seconds) + _KILL_AFTER
     pod: Document = {
+        # The first process of a container is not ended by SIGTERM unless it has a handler, and TensorFlow Serving has
+        # none: here the pause container's is the first, and a replica does not hold memory and GPUs until it is killed.
+        "shareProcessNamespace": True,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": grace,
@@ -173,7 +183,7 @@ def deployment_manifest(
         "containers": [container],
         "volumes": [
             {"name": "models", "persistentVolumeClaim": {"claimName": claim}},
-            {"name": "config", "downwardAPI": {"items": [told]}},
+            {"name": "config", "downwardAPI": {"items": [_file(path, name) for path, name in files.items()]}},
             {"name": "tmp", "emptyDir": {"sizeLimit": "1Gi"}},
         ],
         "topologySpreadConstraints": [
@@ -199,7 +209,7 @@ def deployment_manifest(
             "progressDeadlineSeconds": math.ceil(server.start_seconds) + 60,
             "selector": {"matchLabels": selector_of(deployment.uid)},
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": "25%"}},
-            "template": {"metadata": {"labels": labels, "annotations": {CONFIG: config}}, "spec": pod},
+            "template": {"metadata": {"labels": labels, "annotations": annotations}, "spec": pod},
         },
     }
 
@@ -262,6 +272,10 @@ def _folder(deployment: Deployment) -> tuple[str, str]:
     return found.pop()
 
 
+def _file(path: str, annotation: str) -> Document:
+    return {"path": path, "fieldRef": {"apiVersion": "v1", "fieldPath": f"metadata.annotations['{annotation}']"}}
+
+
 def _command(*, own: bool) -> list[str]:
     config = f"{_CONFIG_FOLDER}/{_CONFIG_FILE}"
     if own:
@@ -271,6 +285,7 @@ def _command(*, own: bool) -> list[str]:
         f"--port={GRPC}",
         f"--rest_api_port={REST}",
         f"--model_config_file={config}",
+        f"--monitoring_config_file={_CONFIG_FOLDER}/{_MONITORING_FILE}",
         "--allow_version_labels_for_unavailable_models=true",
         # It does not wait for what it has begun: connections are renewed, elsewhere, before it is told to end.
         f"--grpc_channel_arguments=grpc.max_connection_age_ms={_CONNECTION_AGE * 1000:.0f}",
