@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import pytest
+import structlog
 from msgspec.structs import replace
 
 from services.serving.cloud.kubernetes import KubernetesServings
@@ -17,7 +18,17 @@ from services.serving.model import Source
 from shared.contracts.serving import ServingSpec
 from shared.errors import Unavailable, Unsupported
 from shared.kube import Cluster
-from shared.kube.resources import AUTOSCALERS, DEPLOYMENTS, DISRUPTION_BUDGETS, NODES, PODS, SERVICES, Resource
+from shared.kube.resources import (
+    AUTOSCALERS,
+    DEPLOYMENTS,
+    DISRUPTION_BUDGETS,
+    NAMESPACES,
+    NETWORK_POLICIES,
+    NODES,
+    PODS,
+    SERVICES,
+    Resource,
+)
 from tests.contract.test_serving_cloud import leading, settled
 from tests.support.kube_kubelet import PodServer, emulated
 from tests.support.kube_life import ClusterLife
@@ -113,6 +124,41 @@ async def test_a_missing_right_is_named_and_waited_for(bench: Bench) -> None:
     async with leading(bench.cloud) as watching:
         await bench.cloud.apply(ONE)
         await watching.until(settled(1, 2))
+
+
+async def test_who_may_call_servings_is_narrowed_down_before_there_are_any(bench: Bench) -> None:
+    bench.server.deny("patch", "deployments")
+    with pytest.raises(Unavailable):
+        await bench.cloud.apply(ONE)
+    (policy,) = bench.server.store.all(NETWORK_POLICIES, NAMESPACE)
+    assert policy["spec"]["ingress"][0]["from"] == [{"podSelector": {}}]
+    opened = servings_on(bench.cluster, kubernetes_serving_service="NodePort", kubernetes_serving_host="nodes.example")
+    bench.server.allow()
+    await opened.apply(ONE)
+    (policy,) = bench.server.store.all(NETWORK_POLICIES, NAMESPACE)
+    assert "from" not in policy["spec"]["ingress"][0]
+
+
+async def test_no_right_to_policies_stops_no_serving(bench: Bench) -> None:
+    bench.server.deny("patch", "networkpolicies")
+    async with leading(bench.cloud) as watching:
+        with structlog.testing.capture_logs() as logs:
+            for _ in range(2):
+                await bench.cloud.apply(ONE)
+        await watching.until(settled(1, 2))
+    assert len([log for log in logs if "NetworkPolicy" in log["event"]]) == 1
+
+
+async def test_a_namespace_that_went_is_made_again_with_its_policy(bench: Bench) -> None:
+    await bench.cloud.apply(ONE)
+    for kind in (*KINDS, NETWORK_POLICIES):
+        for each in bench.server.store.all(kind, NAMESPACE):
+            bench.server.store.finish(kind, each["metadata"]["name"], NAMESPACE)
+    bench.server.store.finish(NAMESPACES, NAMESPACE, "")
+    with pytest.raises(Unavailable, match=NAMESPACE):
+        await bench.cloud.apply(ONE)
+    await bench.cloud.apply(ONE)
+    assert len(bench.server.store.all(NETWORK_POLICIES, NAMESPACE)) == 1
 
 
 @pytest.mark.parametrize("code", [409, 429, 500])

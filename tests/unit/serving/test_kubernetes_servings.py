@@ -24,12 +24,14 @@ from services.serving.cloud.kubernetes.manifests import (
     where_of,
 )
 from services.serving.cloud.kubernetes.observing import SeenService, observe
+from services.serving.cloud.kubernetes.policies import policy_manifest
 from services.serving.cloud.port import Deployment
 from services.serving.model import Observed, Replica, Source
 from services.serving.server.config import ServerConfig, problem_of
 from shared.contracts.datastore import ClaimVolume, LocalVolume
 from shared.contracts.serving import Endpoint
 from shared.errors import Unsupported
+from shared.kube.manifest import marked
 from shared.kube.objects import Deployment as KubeDeployment
 from shared.kube.objects import Pod
 from shared.kube.settings import ProjectSettings
@@ -195,6 +197,62 @@ def test_a_new_revision_changes_the_pods_and_a_number_of_replicas_does_not() -> 
     assert rendered(replicas=5)["spec"]["template"] == first["spec"]["template"]
     assert rendered(replace(ONE, revision=4))["spec"]["template"] != first["spec"]["template"]
     assert rendered(replace(ONE, revision=4))["spec"]["selector"] == first["spec"]["selector"]
+
+
+@pytest.mark.parametrize(
+    ("control", "callers"),
+    [
+        ("", [{"podSelector": {}}]),
+        (
+            "control",
+            [{"podSelector": {}}, {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "control"}}}],
+        ),
+        (None, None),
+    ],
+)
+def test_who_may_call_servings(control: str | None, callers: list[Any] | None) -> None:
+    policy: Any = marked(policy_manifest("elearn-search", "elearn", control=control), "elearn")
+    assert_valid(policy)
+    assert policy["spec"]["policyTypes"] == ["Ingress"]
+    (rule,) = policy["spec"]["ingress"]
+    assert [each["port"] for each in rule["ports"]] == [8500, 8501]
+    assert rule.get("from") == callers
+
+
+def test_the_policy_is_about_servings_of_this_elearn_alone() -> None:
+    selects: Any = policy_manifest("elearn-search", "elearn", control="")["spec"]
+    selects = selects["podSelector"]["matchLabels"]
+
+    def labels(installation: str) -> Any:
+        made: Any = marked(rendered(), installation)
+        return made["spec"]["template"]["metadata"]["labels"]
+
+    assert selects.items() <= labels("elearn").items()
+    assert not selects.items() <= labels("other").items()
+    assert not selects.items() <= {**labels("elearn"), "elearn.dev/room": "scheduler"}.items()
+
+
+@pytest.mark.parametrize(
+    ("access", "service", "home", "everybody"),
+    [
+        ("", "ClusterIP", "", False),
+        ("", "ClusterIP", "elearn", False),
+        ("", "NodePort", "elearn", True),
+        ("", "LoadBalancer", "", True),
+        ("forward", "ClusterIP", "", False),
+        ("forward", "NodePort", "", True),
+        ("service", "ClusterIP", "elearn", False),
+        ("service", "ClusterIP", "", True),
+    ],
+)
+def test_when_everybody_may_call_servings(
+    access: Literal["", "service", "forward"],
+    service: Literal["ClusterIP", "NodePort", "LoadBalancer"],
+    home: str,
+    everybody: bool,
+) -> None:
+    options = ServingOptions(kubernetes_serving_access=access, kubernetes_serving_service=service)
+    assert options.open_to_all(home) is everybody
 
 
 @pytest.mark.parametrize(

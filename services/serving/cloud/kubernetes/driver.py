@@ -18,6 +18,7 @@ from services.serving.cloud.kubernetes.manifests import (
 )
 from services.serving.cloud.kubernetes.observing import SeenService, observe
 from services.serving.cloud.kubernetes.options import NO_GPU_IMAGE, ServerOptions, ServingOptions
+from services.serving.cloud.kubernetes.policies import Policies
 from services.serving.cloud.port import (
     Capabilities,
     Deployment,
@@ -98,6 +99,7 @@ class KubernetesServings:
         self._server = server
         self._look_often = look_often
         self._projects = Projects(cluster, settings)
+        self._policies = Policies(cluster, options)
         self._refused: dict[str, Replica] = {}
         self._autoscaled: set[str] = set()
         self._followers: set[Follower] = set()
@@ -110,6 +112,7 @@ class KubernetesServings:
             *rights_to("get list create patch delete", AUTOSCALERS, DISRUPTION_BUDGETS, places=places),
             *rights_to("list watch", PODS, places=places),
             *rights_to("list", NODES),
+            *self._policies.rights(places),
         ]
         if self._options.forwarding(self._cluster.home):
             # Which of the two is asked for changed between releases.
@@ -143,6 +146,7 @@ class KubernetesServings:
         namespace = self._projects.namespace(deployment.project)
         try:
             await self._projects.ensure(deployment.project)
+            await self._policies.ensure(namespace)
             await self._apply(deployment, namespace)
         except (MissingRight, NamespaceMissing, Terminating) as error:
             self._projects.forget(namespace)

@@ -58,6 +58,16 @@ class ServingOptions(msgspec.Struct, frozen=True, kw_only=True):
             return self.kubernetes_serving_access == "forward"
         return not home and self.kubernetes_serving_service == "ClusterIP"
 
+    def open_to_all(self, home: str) -> bool:
+        """Whether servings are called from where no namespace can be named.
+
+        Args:
+            home: as above.
+        """
+        if self.kubernetes_serving_service != "ClusterIP":
+            return True
+        return self.kubernetes_serving_access == "service" and not home
+
     def image(self, elearn: str, *, gpu: bool) -> str:
         """What replicas run; "": there is nothing that would use their GPUs.
 
