@@ -66,16 +66,19 @@ class ServingPatch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     traffic: dict[str, int] | None = None
 
 
-class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
+class Endpoint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Where a serving is reached.
 
     Attributes:
         grpc: ``host:port`` that speaks TensorFlow Serving's gRPC API.
         rest: base URL of the model on TensorFlow Serving's REST API: ``POST {rest}:predict``.
+        internal_rest: the same by a name within the cluster, where elearn itself runs in it and the others are
+            addresses for clients outside.
     """
 
     grpc: str
     rest: str
+    internal_rest: str = ""
 
 
 class Revision(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -283,6 +283,18 @@ async def test_predictions_go_to_the_serving_and_its_errors_come_back_as_problem
     assert (await api.ask("GET", f"{serving}:predict"))[0] == 405
 
 
+async def test_predictions_stay_in_the_cluster_where_there_is_a_way_within_it(api: Door) -> None:
+    async def model(request: web.Request) -> web.Response:
+        return web.json_response({"predictions": [request.path]})
+
+    await api.ask("POST", f"{BASE}/servings", json={"name": "digits", "model": "digits", "version": 1})
+    async with upstream(model) as url:
+        outside = "http://digits.invalid/v1/models/digits"
+        api.rooms.endpoint = Endpoint(grpc="digits.invalid:80", rest=outside, internal_rest=f"{url}/v1/models/digits")
+        status, got, _ = await api.ask("POST", f"{BASE}/servings/digits:predict", json={"instances": [1]})
+        assert (status, got) == (200, {"predictions": ["/v1/models/digits:predict"]})
+
+
 async def test_a_serving_whose_name_is_not_known_here_is_told_with_what_to_do(api: Door) -> None:
     await api.ask("POST", f"{BASE}/servings", json={"name": "digits", "model": "digits", "version": 1})
     api.rooms.endpoint = Endpoint(grpc="digits.invalid:8500", rest="http://digits.invalid:8501/v1/models/digits")

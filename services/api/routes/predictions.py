@@ -117,7 +117,8 @@ async def _endpoint(call: Call[None, NoQuery]) -> str:
     if found.endpoint is None:
         because = f": {found.reason}" if found.reason else ""
         raise Unavailable(f"serving {found.name!r} is {found.state} and has no endpoint yet{because}")
-    return found.endpoint.rest.rstrip("/")
+    # What clients outside the cluster are told may lead out of it and back, past what the gateway may reach.
+    return (found.endpoint.internal_rest or found.endpoint.rest).rstrip("/")
 
 
 def _forget(call: Call[None, NoQuery]) -> None:

@@ -300,16 +300,36 @@ def test_where_a_serving_is_reached(seen: SeenService | None, endpoint: tuple[st
         assert found == Endpoint(grpc=grpc, rest=f"http://{host}:{rest}/v1/models/digits")
 
 
+@pytest.mark.parametrize(
+    ("seen", "home", "internal"),
+    [
+        (service(), "elearn", False),
+        (service("NodePort"), "elearn", True),
+        (service("NodePort"), "", False),
+        (service("LoadBalancer", loadBalancer={"ingress": [{"ip": "192.0.2.7"}]}), "elearn", True),
+        (service("LoadBalancer", loadBalancer={"ingress": [{"ip": "192.0.2.7"}]}), "", False),
+    ],
+)
+def test_an_elearn_in_the_cluster_knows_a_way_that_does_not_leave_it(
+    seen: SeenService, home: str, internal: bool
+) -> None:
+    found = look(seen=seen, home=home).endpoint
+    assert found is not None
+    inside = f"http://{WHERE.name}.elearn-search.svc.cluster.local:8501/v1/models/digits"
+    assert found.internal_rest == (inside if internal else "")
+    assert (found.rest == inside) is (seen.spec.type == "ClusterIP")
+
+
 @pytest.mark.parametrize("kind", ["ClusterIP", "NodePort", "LoadBalancer"])
 def test_local_ports_go_before_the_address_of_the_service(kind: str) -> None:
-    found = look(seen=service(kind), ports=LocalPorts(host="127.0.0.1", grpc=18001, rest=18002)).endpoint
+    found = look(seen=service(kind), ports=LocalPorts(host="127.0.0.1", grpc=18001, rest=18002), home="elearn").endpoint
     assert found == Endpoint(grpc="127.0.0.1:18001", rest="http://127.0.0.1:18002/v1/models/digits")
 
 
 def look(
     *pods: Pod, seen: SeenService | None = None, deployment: KubeDeployment | None = None, **more: Any
 ) -> Observed:
-    settings = {"refused": None, "ports": None, "autoscaled": False, **more}
+    settings = {"refused": None, "ports": None, "autoscaled": False, "home": "", **more}
     options = replace(OWN, kubernetes_serving_host="nodes.example")
     return observe(service=seen, deployment=deployment, pods=pods, now=NOW, options=options, server=SERVER, **settings)
 

@@ -274,6 +274,7 @@ class KubernetesServings:
                 refused=self._refused.get(uid),
                 ports=ports.get(uid),
                 autoscaled=uid in self._autoscaled,
+                home=self._cluster.home,
                 now=moment,
                 options=self._options,
                 server=self._server,

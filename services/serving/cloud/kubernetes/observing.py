@@ -47,6 +47,7 @@ def observe(
     refused: Replica | None,
     ports: LocalPorts | None,
     autoscaled: bool,
+    home: str,
     now: datetime,
     options: ServingOptions,
     server: ServerOptions,
@@ -57,6 +58,7 @@ def observe(
         refused: stands for a revision that the cluster does not take.
         ports: of this machine that lead to it, where clients use such.
         autoscaled: the cluster decides how many replicas there are.
+        home: the namespace of the pod that elearn runs in; "": it runs outside the cluster.
     """
     living = [pod for pod in pods if pod.metadata.deletion_timestamp is None and not is_over(pod)]
     living.sort(key=lambda pod: (_revision(pod), pod.metadata.name))
@@ -67,15 +69,19 @@ def observe(
     wanted = deployment.spec.replicas if deployment is not None and autoscaled else None
     return Observed(
         replicas=(*replicas, refused) if refused is not None else tuple(replicas),
-        endpoint=endpoint_of(service, options, ports) if service is not None else None,
+        endpoint=endpoint_of(service, options, ports, home=home) if service is not None else None,
         waiting=waiting,
         wanted=wanted,
     )
 
 
-def endpoint_of(service: SeenService, options: ServingOptions, local: LocalPorts | None = None) -> Endpoint | None:
+def endpoint_of(
+    service: SeenService, options: ServingOptions, local: LocalPorts | None = None, *, home: str = ""
+) -> Endpoint | None:
     """Where a serving is reached; None while its address is not known."""
-    model = service.metadata.annotations.get(MODEL, "")
+    about = service.metadata
+    model = about.annotations.get(MODEL, "")
+    name = f"{about.name}.{about.namespace}.svc.{options.kubernetes_cluster_domain}"
     host, grpc, rest = "", GRPC, REST
     match service.spec.type:
         case _ if local is not None:
@@ -87,12 +93,12 @@ def endpoint_of(service: SeenService, options: ServingOptions, local: LocalPorts
             given = service.status.load_balancer.ingress
             host = (given[0].hostname or given[0].ip) if given else ""
         case _:
-            about = service.metadata
-            host = f"{about.name}.{about.namespace}.svc.{options.kubernetes_cluster_domain}"
+            host = name
     if not (host and grpc and rest):
         return None
     shown = f"[{host}]" if ":" in host else host
-    return Endpoint(grpc=f"{shown}:{grpc}", rest=f"http://{shown}:{rest}/v1/models/{model}")
+    internal = f"http://{name}:{REST}/v1/models/{model}" if home and local is None and host != name else ""
+    return Endpoint(grpc=f"{shown}:{grpc}", rest=f"http://{shown}:{rest}/v1/models/{model}", internal_rest=internal)
 
 
 def _replica(pod: Pod, *, now: datetime, options: ServingOptions, server: ServerOptions) -> Replica:
