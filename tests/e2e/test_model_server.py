@@ -102,6 +102,19 @@ def test_versions_and_labels_choose_the_model(client):
     assert client.predict("toy", {"x": x}, label="champion").version == 1
 
 
+def test_every_address_is_one_of_either_family(models, tmp_path):
+    server = Server(tmp_path, "both", versions=[{"version": 1, "path": str(models / "1")}], host="::").ready()
+    try:
+        report = server.report()
+        addresses = Path("/proc/net/if_inet6")
+        for host in ("127.0.0.1", "[::1]") if addresses.exists() and addresses.read_text() else ("127.0.0.1",):
+            with PredictClient(f"{host}:{report['grpc_port']}") as client:
+                assert client.predict("toy", {"x": np.zeros((1, 2), np.float32)}).version == 1
+            assert httpx.get(f"http://{host}:{report['rest_port']}/healthz", timeout=10).status_code == 200
+    finally:
+        assert server.end() == 0, server.log.read_text()
+
+
 def test_lists_take_the_models_types(client):
     pair = client.predict("toy", {"a": [[1, 2]], "b": [5]}, signature="pair")
     assert {name: array.tolist() for name, array in pair.outputs.items()} == {"total": [8.0], "twice": [10]}

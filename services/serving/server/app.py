@@ -26,6 +26,7 @@ from services.serving.server.batching import Batcher
 from services.serving.server.config import ConfigError, Report, ServerConfig
 from services.serving.server.errors import ServeError
 from services.serving.server.health import Health
+from services.serving.server.listening import bound, usable, written
 from services.serving.server.metrics import Metrics
 from services.serving.server.model import LoadedModel
 from services.serving.server.model_service import ModelService
@@ -166,10 +167,11 @@ class ModelServer:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = (*_SERVICES, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
         reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), server)
+        address = written(usable(config.host), config.grpc_port)
         try:
-            self.grpc_port = server.add_insecure_port(f"{config.host}:{config.grpc_port}")
+            self.grpc_port = server.add_insecure_port(address)
         except RuntimeError as error:
-            raise ConfigError(f"can't listen on {config.host}:{config.grpc_port}: {error}") from error
+            raise ConfigError(f"can't listen on {address}: {error}") from error
         for name in ("", *names):
             await self._health.set(name, _SERVING)
         await server.start()
@@ -199,13 +201,11 @@ class ModelServer:
             api.application, access_log=None, shutdown_timeout=config.grace_seconds, handle_signals=False
         )
         await runner.setup()
-        self._listener = listener = socket.socket()
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, int(config.reuse_port))
+        host = usable(config.host)
         try:
-            listener.bind((config.host, config.rest_port))
+            self._listener = listener = bound(host, config.rest_port, reuse_port=config.reuse_port)
         except OSError as error:
-            raise ConfigError(f"can't listen on {config.host}:{config.rest_port}: {error.strerror}") from error
+            raise ConfigError(f"can't listen on {written(host, config.rest_port)}: {error.strerror}") from error
         self._site = web.SockSite(runner, listener, backlog=_BACKLOG)
         await self._site.start()
         self.rest_port = listener.getsockname()[1]

@@ -238,7 +238,7 @@ def own_config(deployment: Deployment, server: ServerOptions) -> str:
         ],
         "labels": deployment.labels,
         "traffic": {str(number): share for number, share in deployment.traffic.items()},
-        "host": "0.0.0.0",  # noqa: S104 - a pod has addresses that nobody knows
+        "host": "::",  # a pod has addresses that nobody knows, of either family
         "grpc_port": GRPC,
         "rest_port": REST,
         "reuse_port": False,

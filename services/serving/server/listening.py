@@ -1,0 +1,44 @@
+"""Where the server listens: an address as gRPC writes it, and a socket for REST."""
+
+import contextlib
+import socket
+from typing import Final
+
+_EVERY: Final = "::"
+_EVERY_IPV4: Final = "0.0.0.0"  # noqa: S104 - asked for by name
+
+
+def usable(host: str) -> str:
+    """The address to listen on: ``::`` means every address of both families, and a kernel may know but IPv4."""
+    return _EVERY_IPV4 if host == _EVERY and not _has_ipv6() else host
+
+
+def written(host: str, port: int) -> str:
+    """Host and port as one text."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def bound(host: str, port: int, *, reuse_port: bool) -> socket.socket:
+    """A TCP socket that is bound; on ``::`` it takes connections over IPv4 too.
+
+    Raises:
+        OSError: the port can't be had.
+    """
+    with contextlib.ExitStack() as undo:
+        made = undo.enter_context(socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET))
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, int(reuse_port))
+        if host == _EVERY:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        made.bind((host, port))
+        undo.pop_all()
+        return made
+
+
+def _has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind((_EVERY, 0))
+    except OSError:
+        return False
+    return True
