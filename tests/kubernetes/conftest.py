@@ -48,7 +48,6 @@ def product(live: LiveCluster, tmp_path_factory: pytest.TempPathFactory) -> Iter
         "ELEARN_KUBERNETES_SERVING_SERVER": "elearn",
         "ELEARN_KUBERNETES_START_SECONDS": "8",
         "ELEARN_SERVING_CPU": "0.1",
-        "ELEARN_SERVING_MEMORY": "768Mi",
         "ELEARN_KUBERNETES_SAVE_CPU": "100m",
         "ELEARN_BOARD_IDLE": "15",
     }

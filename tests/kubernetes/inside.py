@@ -122,7 +122,6 @@ class Inside:
             "postgres.image": "",
             "postgres.storage": "",
             "env.ELEARN_SERVING_CPU": "0.1",
-            "env.ELEARN_SERVING_MEMORY": "768Mi",
             "env.ELEARN_KUBERNETES_SERVING_SERVER": "elearn",
             "env.ELEARN_KUBERNETES_SAVE_CPU": "100m",
         }
