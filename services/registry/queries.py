@@ -130,7 +130,7 @@ class Queries:
             project=key.project,
             model=key.model,
             number=key.number,
-            volume=self._cloud.volume,
+            volume=await self._cloud.volume(key.project),
             path=self._cloud.path(key),
             digest=stored.facts.digest if stored.facts else "",
         )

@@ -122,11 +122,13 @@ class ClaimVolume(msgspec.Struct, frozen=True, kw_only=True, tag="claim"):
 
     Attributes:
         namespace: that namespace, for who is not told the project; empty: not said.
+        single_node: one node alone can mount it, so all that mount it have to run there.
     """
 
     claim_name: str
     sub_path: str = ""
     namespace: str = ""
+    single_node: bool = False
 
 
 class HostPathVolume(msgspec.Struct, frozen=True, kw_only=True, tag="host_path"):

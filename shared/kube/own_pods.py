@@ -5,23 +5,26 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from shared.kube.settings import ProjectSettings
+from shared.kube.single_node import neighbours
 
 Document = dict[str, object]
 
 
 class Mounted(msgspec.Struct, frozen=True, kw_only=True):
-    """A claim at a place in a pod."""
+    """A claim at a place in a pod; ``single_node``: one node alone can mount it."""
 
     claim: str
     path: str
     sub_path: str = ""
     read_only: bool = False
+    single_node: bool = False
 
 
 class OwnJob(msgspec.Struct, frozen=True, kw_only=True):
     """One run of a module of ours.
 
     Attributes:
+        mounts: of those that one node alone can mount, the first decides where the pod runs.
         container: what the pod's container is called.
         env: no secrets: whoever may see pods sees them.
         port: where it answers ``GET /healthz`` once it is ready; None where it serves nothing.
@@ -86,6 +89,7 @@ def volumes_of(mounts: Sequence[Mounted]) -> tuple[list[Document], list[Document
 def own_job(job: OwnJob, settings: ProjectSettings) -> Document:
     """The Job: tried once; a pod that the cluster itself takes away is replaced."""
     volumes, mounts = volumes_of(job.mounts)
+    beside = neighbours([mount.claim for mount in job.mounts if mount.single_node])
     container: Document = {
         "name": job.container,
         "image": settings.kubernetes_image,
@@ -112,6 +116,7 @@ def own_job(job: OwnJob, settings: ProjectSettings) -> Document:
         "securityContext": pod_security(settings.kubernetes_run_as),
         "containers": [container],
         "volumes": [*volumes, {"name": "tmp", "emptyDir": {"sizeLimit": "1Gi"}}],
+        **beside.affinity(),
     }
     if settings.kubernetes_image_pull_secrets:
         pod["imagePullSecrets"] = [{"name": name} for name in settings.kubernetes_image_pull_secrets]
@@ -121,7 +126,7 @@ def own_job(job: OwnJob, settings: ProjectSettings) -> Document:
         "completions": 1,
         "parallelism": 1,
         "ttlSecondsAfterFinished": job.keep_seconds,
-        "template": {"metadata": about, "spec": pod},
+        "template": {"metadata": {**about, "labels": {**job.labels, **beside.labels}}, "spec": pod},
     }
     if job.replaceable:
         disrupted = {"type": "DisruptionTarget", "status": "True"}

@@ -3,11 +3,14 @@
 from typing import Final
 
 from shared.kube.objects import ContainerStatus, Pod, Terminated, condition
+from shared.kube.single_node import claims_named
 
 _IMAGE: Final = frozenset(
     {"ErrImageNeverPull", "ErrImagePull", "ImageInspectError", "ImagePullBackOff", "InvalidImageName"}
 )
 _STUCK: Final = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
+_AFFINITY: Final = "pod affinity rules"
+"""In what Kubernetes says of nodes that lack the pods which a pod has to be near."""
 _WORDS: Final = 300
 
 
@@ -34,7 +37,11 @@ def no_room(pod: Pod) -> str:
     placed = condition(pod.status.conditions, "PodScheduled")
     if placed is None or placed.status != "False":
         return ""
-    return f"no node takes it: {_short(placed.message or placed.reason)}"
+    said = f"no node takes it: {_short(placed.message or placed.reason)}"
+    claims = claims_named(pod.metadata.labels)
+    if claims and _AFFINITY in placed.message:
+        said = f"{said.rstrip('.')}; it has to run on the node where others mount its storage, {', '.join(claims)}"
+    return said
 
 
 def image_trouble(pod: Pod) -> str:

@@ -32,12 +32,14 @@ class FakeJobs:
     """
 
     def __init__(self) -> None:
-        self.volume: Volume = LocalVolume(path="/fake/store")
         self.outcome: Callable[[SaveJob], Observation | None] = self._save
         self.calls: list[str] = []
         self.jobs: dict[Job, Observation] = {}
         self.saved: dict[Key, dict[str, bytes]] = {}
         self._queues: list[asyncio.Queue[Observation]] = []
+
+    async def volume(self, project: str) -> Volume:
+        return LocalVolume(path="/fake/store")
 
     def path(self, key: Key) -> str:
         return str(key)

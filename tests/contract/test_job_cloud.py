@@ -46,9 +46,10 @@ class Bench(NamedTuple):
     data: Path
     source: Volume | None = None
 
-    def store(self) -> Path:
-        assert isinstance(self.cloud.volume, LocalVolume)
-        return Path(self.cloud.volume.path)
+    async def store(self) -> Path:
+        volume = await self.cloud.volume(KEY.project)
+        assert isinstance(volume, LocalVolume)
+        return Path(volume.path)
 
     def ask(self, path: str = "export", job: Job = JOB) -> SaveJob:
         volume = self.source or LocalVolume(path=str(self.data))
@@ -193,16 +194,16 @@ async def test_local_facts_and_files(local: Bench) -> None:
     assert [signature.name for signature in facts.signatures] == ["serving_default"]
     tensor = facts.signatures[0].inputs[0]
     assert (tensor.name, tensor.dtype, tensor.shape) == ("image", "float32", (-1, 64))
-    version = local.store() / local.cloud.path(KEY)
-    assert version == local.store() / "default" / "digits" / "1"
+    version = (await local.store()) / local.cloud.path(KEY)
+    assert version == (await local.store()) / "default" / "digits" / "1"
     modes = {stat.S_IMODE(path.stat().st_mode) for path in version.rglob("*") if path.is_file()}
     assert modes == {0o444}
     await local.cloud.finish(JOB)
-    assert list((local.store() / ".staging").iterdir()) == []
+    assert list(((await local.store()) / ".staging").iterdir()) == []
     assert list((local.home / "registry" / "jobs").iterdir()) == []
     await local.cloud.remove(KEY)
-    assert [path for path in local.store().rglob("*") if path.is_file()] == []
-    assert not (local.store() / "default").exists()
+    assert [path for path in (await local.store()).rglob("*") if path.is_file()] == []
+    assert not ((await local.store()) / "default").exists()
 
 
 async def test_local_refusals_in_one_sentence(local: Bench) -> None:
@@ -237,14 +238,14 @@ async def test_local_refusals_in_one_sentence(local: Bench) -> None:
         reason = await refused(local, path)
         assert words in reason
         assert "\n" not in reason
-    assert [path for path in local.store().rglob("*") if path.is_file()] == []
+    assert [path for path in (await local.store()).rglob("*") if path.is_file()] == []
 
 
 async def test_local_links_to_files_inside_are_followed(local: Bench) -> None:
     folder = write_saved_model(local.data / "export")
     (folder / "assets" / "vocabulary").symlink_to("../variables/variables.index")
     facts = await saved(local)
-    kept = local.store() / local.cloud.path(KEY) / "assets" / "vocabulary"
+    kept = (await local.store()) / local.cloud.path(KEY) / "assets" / "vocabulary"
     assert facts.files == 4
     assert not kept.is_symlink()
     assert kept.read_bytes() == b"index"
@@ -276,8 +277,8 @@ async def test_local_job_survives_the_service_and_its_own_death(local: Bench) ->
     assert "signal 9" in seen.reason
     slow.unlink()
     await again.finish(JOB)
-    assert not (local.store() / "default").exists()
-    staging = local.store() / ".staging"
+    assert not ((await local.store()) / "default").exists()
+    staging = (await local.store()) / ".staging"
     assert not staging.exists() or list(staging.iterdir()) == []
     await again.save(local.ask(job=Job(KEY, 2)))
     assert isinstance(await outcome(again, Job(KEY, 2)), Succeeded)
@@ -294,7 +295,7 @@ async def test_local_attempt_after_one_that_had_published(local: Bench) -> None:
 async def test_local_damage_in_the_store_is_said(local: Bench) -> None:
     write_saved_model(local.data / "export")
     await saved(local)
-    file = local.store() / local.cloud.path(KEY) / "variables" / "variables.data-00000-of-00001"
+    file = (await local.store()) / local.cloud.path(KEY) / "variables" / "variables.data-00000-of-00001"
     file.unlink()
     with pytest.raises(Internal, match="can't be read"):
         await download(local.cloud)

@@ -10,7 +10,6 @@ from services.registry.cloud.kubernetes import work
 from services.registry.cloud.port import Gone, JobCloud, Lost, Observation, Refused, Running, SaveJob, Succeeded, Synced
 from services.registry.model import Key
 from services.registry.reconcile import Job
-from shared.contracts.datastore import ClaimVolume
 from shared.errors import Unavailable
 from shared.kube.resources import JOBS, NAMESPACES, PERSISTENT_VOLUME_CLAIMS, PERSISTENT_VOLUMES, PODS
 from tests.contract.job_cloud_models import write_saved_model
@@ -212,8 +211,8 @@ async def test_a_store_in_each_namespace_that_is_the_same_folder(tmp_path: Path,
     async with kubernetes_jobs(tmp_path, data) as (cloud, server, _, _):
         await cloud.save(ASKED)
         assert isinstance(await outcome(cloud), Succeeded)
-        assert isinstance(cloud.volume, ClaimVolume)
-        claim = server.store.need(PERSISTENT_VOLUME_CLAIMS, cloud.volume.claim_name, NAMESPACE)
+        store = await cloud.volume("default")
+        claim = server.store.need(PERSISTENT_VOLUME_CLAIMS, store.claim_name, NAMESPACE)
         volume = server.store.need(PERSISTENT_VOLUMES, claim["spec"]["volumeName"])
         assert volume["spec"]["persistentVolumeReclaimPolicy"] == "Retain"
         assert (tmp_path / "models" / cloud.path(KEY) / "saved_model.pb").exists()

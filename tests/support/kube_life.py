@@ -26,6 +26,7 @@ from shared.kube.resources import (
     REPLICA_SETS,
     Resource,
 )
+from tests.support.kube_affinity import may_be_near, wishes_met
 from tests.support.kube_store import Document, KubeStore
 from tests.support.kube_volumes import VolumeBinder
 
@@ -38,7 +39,8 @@ class ClusterLife:
     """Controllers, the scheduler and kubelets of an emulated cluster.
 
     Args:
-        scheduling: pods get the first node that has room, else a condition that says why not.
+        scheduling: pods get a node that has room and the pods that they must be near, the emptiest of several; else
+            a condition that says why not.
         binding: claims are bound as soon as they are made.
         deploying: pods of Deployments run and are ready at once.
 
@@ -440,7 +442,7 @@ class ClusterLife:
         return any(each["type"] in ("Complete", "Failed") and each["status"] == "True" for each in conditions)
 
     def _schedule(self, pod: Document) -> None:
-        """The first node that has room for the pod's requests."""
+        """The emptiest of the nodes that have room for the pod's requests, and the pods that it must be near."""
         name, namespace = pod["metadata"]["name"], pod["metadata"]["namespace"]
         if pod["spec"].get("nodeName"):
             return
@@ -449,21 +451,35 @@ class ClusterLife:
         if not nodes:
             self.store.change(PODS, name, namespace, spec={"nodeName": "n1"})
             return
+        on_node: dict[str, list[Document]] = {node["metadata"]["name"]: [] for node in nodes}
+        for other in self.store.all(PODS):
+            place = other["spec"].get("nodeName", "")
+            if place in on_node and other["status"]["phase"] in ("Pending", "Running"):
+                on_node[place].append(other)
+        full = apart = 0
+        fitting: list[str] = []
         for node in nodes:
+            place = node["metadata"]["name"]
             free = {resource: quantity(size) for resource, size in node["status"]["allocatable"].items()}
-            for other in self.store.all(PODS):
-                if other["spec"].get("nodeName") == node["metadata"]["name"] and other["status"]["phase"] in (
-                    "Pending",
-                    "Running",
-                ):
-                    for resource, size in _requests(other).items():
-                        free[resource] = free.get(resource, quantity(0)) - size
-            if all(free.get(resource, quantity(0)) >= size for resource, size in wanted.items()):
-                self._unplaced.pop((namespace, name), None)
-                self.store.change(PODS, name, namespace, spec={"nodeName": node["metadata"]["name"]})
-                return
+            for other in on_node[place]:
+                for resource, size in _requests(other).items():
+                    free[resource] = free.get(resource, quantity(0)) - size
+            if any(free.get(resource, quantity(0)) < size for resource, size in wanted.items()):
+                full += 1
+            elif place not in may_be_near(pod, on_node):
+                apart += 1
+            else:
+                fitting.append(place)
+        if fitting:
+            self._unplaced.pop((namespace, name), None)
+            wishes = {place: wishes_met(pod, on_node[place]) for place in fitting}
+            best = min(fitting, key=lambda place: (-wishes[place], len(on_node[place])))
+            self.store.change(PODS, name, namespace, spec={"nodeName": best})
+            return
         self._unplaced[namespace, name] = None
-        words = f"0/{len(nodes)} nodes are available: {len(nodes)} Insufficient resources."
+        why = [f"{full} Insufficient resources"] if full else []
+        why += [f"{apart} node(s) didn't match pod affinity rules"] if apart else []
+        words = f"0/{len(nodes)} nodes are available: {', '.join(why)}."
         condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": words}
         self.store.change(PODS, name, namespace, status={"conditions": [condition]})
 
@@ -501,14 +517,17 @@ class ClusterLife:
         ]
         for _ in range(len(mine), wanted):
             about = {"name": f"{name}-{revision}-{uuid4().hex[:5]}", "labels": labels, "ownerReferences": [parent]}
-            self.store.add(PODS, {"metadata": about, "spec": dict(spec["template"]["spec"])}, namespace)
+            pod = self.store.add(PODS, {"metadata": about, "spec": dict(spec["template"]["spec"])}, namespace)
+            if self.scheduling:
+                self._schedule(pod)
         mine = [
             pod
             for pod in self.store.all(PODS, namespace)
             if pod["metadata"].get("labels", {}).get("pod-template-hash") == revision
         ]
-        count = wanted if ready is None else ready
-        for pod in mine[:count]:
+        placed = [pod for pod in mine if pod["spec"].get("nodeName") or not self.scheduling]
+        count = min(wanted if ready is None else ready, len(placed))
+        for pod in placed[:count]:
             self.running(pod)
         for pod in mine[wanted:]:
             self.store.finish(PODS, pod["metadata"]["name"], namespace)

@@ -20,7 +20,7 @@ from services.datastore.cloud.kubernetes.options import (
     spec_errors,
 )
 from services.datastore.cloud.port import Directory, Observation, Provided, Unprovided
-from shared.contracts.datastore import S3, Claim, DatastoreSpec, GlusterFs, Local, Nfs
+from shared.contracts.datastore import S3, Claim, ClaimVolume, DatastoreSpec, GlusterFs, Local, Nfs
 from shared.kube.names import object_name
 from shared.kube.quantities import whole
 from tests.support.kube import assert_valid
@@ -351,6 +351,10 @@ CLAIM = SeenClaim(
 )
 
 
+ANYWHERE = ClaimVolume(claim_name="n", namespace="elearn-p")
+ON_ONE_NODE = replace(ANYWHERE, single_node=True)
+
+
 @pytest.mark.parametrize(
     ("record", "claim", "told"),
     [
@@ -363,6 +367,19 @@ CLAIM = SeenClaim(
         (replace(RECORD, theirs=True), None, "there is no claim n in namespace elearn-p"),
         (replace(RECORD, theirs=True), CLAIM, "elearn's own"),
         (replace(RECORD, theirs=True), replace(CLAIM, ours=False), Provided(uid="u1", volume=RECORD.mounted)),
+        (RECORD, replace(CLAIM, access_modes=("ReadWriteOnce",)), Provided(uid="u1", volume=ON_ONE_NODE)),
+        (
+            replace(RECORD, theirs=True),
+            replace(CLAIM, ours=False, access_modes=("ReadWriteOnce", "ReadOnlyMany")),
+            Provided(uid="u1", volume=ON_ONE_NODE),
+        ),
+        (RECORD, replace(CLAIM, access_modes=("ReadWriteOnce", "ReadWriteMany")), Provided(uid="u1", volume=ANYWHERE)),
+        (RECORD, replace(CLAIM, access_modes=("ReadOnlyMany",)), Provided(uid="u1", volume=ANYWHERE)),
+        (
+            replace(RECORD, theirs=True),
+            replace(CLAIM, ours=False, access_modes=("ReadWriteOncePod",)),
+            "make it ReadWriteOnce or ReadWriteMany",
+        ),
     ],
 )
 def test_what_is_told(record: Record, claim: SeenClaim | None, told: Observation | str | None) -> None:
@@ -379,8 +396,9 @@ def test_what_is_told(record: Record, claim: SeenClaim | None, told: Observation
     [(False, 5.0, None), (False, 121.0, "not bound within 120 s: no such server"), (True, 999.0, "first mounted")],
 )
 def test_a_claim_that_is_not_bound(waits: bool, age: float, told: str | None) -> None:
-    pending = observe(RECORD, replace(CLAIM, phase="Pending"))
+    pending = observe(RECORD, replace(CLAIM, phase="Pending", access_modes=("ReadWriteOnce",)))
     assert isinstance(pending, Pending)
     seen = decide_pending(RECORD, pending, waits_for_pod=waits, age=age, patience=120.0, said="no such server")
+    assert not isinstance(seen, Provided) or seen.volume == ON_ONE_NODE
     words = seen.note if isinstance(seen, Provided) else seen.reason if isinstance(seen, Unprovided) else None
     assert (words is None) if told is None else (words is not None and told in words)

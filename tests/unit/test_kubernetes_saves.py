@@ -27,6 +27,7 @@ KEY = Key("default", "digits", 3)
 JOB = Job(KEY, 2)
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 FACTS = Facts(size=1, files=1, digest="sha256:0", archive_size=2)
+MODELS = ClaimVolume(claim_name="models")
 SETTINGS = ProjectSettings(kubernetes_image_pull_secrets=("registry",))
 
 
@@ -70,7 +71,7 @@ def save(**changes: Any) -> Any:
         msgspec.structs.replace(asked, **changes),
         installation="elearn",
         namespace="elearn-default",
-        store="models",
+        store=MODELS,
         options=JobOptions(),
     )
 
@@ -78,8 +79,8 @@ def save(**changes: Any) -> Any:
 def test_jobs_are_what_kubernetes_takes_and_restricted() -> None:
     jobs = [
         save(),
-        remove_job(KEY, installation="elearn", namespace="elearn-default", store="models"),
-        archive_job(installation="elearn", namespace="elearn-default", store="models"),
+        remove_job(KEY, installation="elearn", namespace="elearn-default", store=MODELS),
+        archive_job(installation="elearn", namespace="elearn-default", store=MODELS),
     ]
     for job in jobs:
         manifest: Any = own_job(job, SETTINGS)
@@ -97,8 +98,8 @@ def test_a_save_mounts_its_source_for_reading_and_the_store_for_writing() -> Non
     spec = manifest["spec"]["template"]["spec"]
     claims = {each["name"]: each["persistentVolumeClaim"]["claimName"] for each in spec["volumes"][:-1]}
     mounts = [(claims[each["name"]], each["readOnly"]) for each in spec["containers"][0]["volumeMounts"][:-1]]
-    assert mounts == [("runs", True), ("models", False)]
-    assert spec["containers"][0]["volumeMounts"][0]["subPath"] == "sub"
+    assert mounts == [("models", False), ("runs", True)]
+    assert spec["containers"][0]["volumeMounts"][1]["subPath"] == "sub"
     assert job_of(manifest["spec"]["template"]["metadata"]["labels"]) == JOB
     assert job_of({**manifest["metadata"]["labels"], "elearn.dev/version": "x"}) is None
     same: Any = own_job(save(volume=ClaimVolume(claim_name="models")), SETTINGS)

@@ -68,11 +68,11 @@ Observation = Running | Succeeded | Refused | Lost | Gone | Synced
 class JobCloud(Protocol):
     """Runs save jobs and keeps the model store."""
 
-    volume: Volume
-    """The model store, as a cloud mounts it."""
+    async def volume(self, project: str) -> Volume:
+        """The model store of a project, as a cloud mounts it."""
 
     def path(self, key: Key) -> str:
-        """Where a version lies, relative to :attr:`volume`."""
+        """Where a version lies, relative to :meth:`volume`."""
 
     async def save(self, job: SaveJob) -> None:
         """Start a job; idempotent by version and attempt. :meth:`watch` tells how it goes.

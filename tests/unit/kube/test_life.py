@@ -123,6 +123,50 @@ async def test_pods_wait_where_no_node_has_room(cluster: Cluster, life: ClusterL
     assert pods[2].status.conditions[0].reason == "Unschedulable"
 
 
+def beside(*labels: str, wish: str = "", cpu: int = 1) -> dict[str, Any]:
+    terms = [
+        {"labelSelector": {"matchLabels": {label: "yes"}}, "topologyKey": "kubernetes.io/hostname"}
+        for label in (*labels, wish)
+    ]
+    affinity: dict[str, Any] = {"requiredDuringSchedulingIgnoredDuringExecution": terms[:-1]}
+    if wish:
+        wished = [{"weight": 100, "podAffinityTerm": terms[-1]}]
+        affinity = {"preferredDuringSchedulingIgnoredDuringExecution": wished}
+    container = {"name": "main", "resources": {"requests": {"cpu": cpu}}}
+    return {"containers": [container], "affinity": {"podAffinity": affinity}}
+
+
+@pytest.mark.parametrize(
+    ("pods", "nodes"),
+    [
+        # Nothing leads them together: they lie apart.
+        ([("x", beside()), ("x", beside())], ["n1", "n2"]),
+        # The first goes anywhere, the others beside it, as long as there is room.
+        ([("a", beside("a")), ("a", beside("a"))], ["n1", "n1"]),
+        ([("a", beside("a", cpu=3)), ("a", beside("a", cpu=3))], ["n1", ""]),
+        ([("x", beside()), ("a", beside("a")), ("a", beside("a"))], ["n1", "n2", "n2"]),
+        # Who does not meet its own terms is not its own first neighbour.
+        ([("b", beside("a"))], [""]),
+        # Neighbours count only where they meet all terms: those with one label each lead nobody.
+        ([("a", beside()), ("b", beside()), ("ab", beside("a", "b"))], ["n1", "n2", "n1"]),
+        ([("a", beside()), ("ab", beside("a", "b")), ("ab", beside("a", "b"))], ["n1", "n2", "n2"]),
+        # A wish is followed where there is room.
+        ([("a", beside()), ("x", beside(wish="a"))], ["n1", "n1"]),
+        ([("a", beside(cpu=4)), ("x", beside(wish="a"))], ["n1", "n2"]),
+    ],
+)
+def test_pods_are_placed_beside_those_that_they_must_be_near(
+    server: KubeServer, life: ClusterLife, pods: list[tuple[str, dict[str, Any]]], nodes: list[str]
+) -> None:
+    life.node("n1", cpu="4")
+    life.node("n2", cpu="4")
+    for number, (letters, spec) in enumerate(pods):
+        about = {"name": f"p{number}", "labels": dict.fromkeys(letters, "yes")}
+        server.store.add(PODS, {"metadata": about, "spec": spec, "status": {"phase": "Pending"}}, "default")
+    placed = [server.store.need(PODS, f"p{number}", "default")["spec"] for number in range(len(pods))]
+    assert [each.get("nodeName", "") for each in placed] == nodes
+
+
 async def test_pods_of_a_lost_node_are_made_anew(cluster: Cluster, life: ClusterLife) -> None:
     life.node("n1")
     await cluster.apply(job(1))

@@ -390,7 +390,14 @@ class KubernetesStorage:
             namespace=volume.namespace,
             labels={},
             module=AGENT_MODULE,
-            mounts=(Mounted(claim=volume.claim_name, path=questions.MOUNTED_AT, sub_path=volume.sub_path),),
+            mounts=(
+                Mounted(
+                    claim=volume.claim_name,
+                    path=questions.MOUNTED_AT,
+                    sub_path=volume.sub_path,
+                    single_node=volume.single_node,
+                ),
+            ),
         )
 
 

@@ -6,8 +6,10 @@ import msgspec
 
 from services.datastore.cloud.kubernetes.manifests import Record
 from services.datastore.cloud.port import Observation, Provided, Unprovided
+from shared.contracts.datastore import ClaimVolume
 from shared.kube.names import INSTALLATION
 from shared.kube.objects import Claim
+from shared.kube.single_node import single_node, single_pod_problem
 
 
 class SeenClaim(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,6 +27,7 @@ class SeenClaim(msgspec.Struct, frozen=True, kw_only=True):
     storage_class: str
     created_at: datetime | None
     going: bool
+    access_modes: tuple[str, ...] = ()
 
 
 class Pending(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,7 +51,13 @@ def claim_seen(claim: Claim) -> SeenClaim:
         storage_class=claim.spec.storage_class_name or "",
         created_at=claim.metadata.creation_timestamp,
         going=claim.metadata.deletion_timestamp is not None,
+        access_modes=claim.spec.access_modes,
     )
+
+
+def volume_of(record: Record, claim: SeenClaim) -> ClaimVolume:
+    """What is mounted; on how many nodes it can be, the claim itself says, whoever made it."""
+    return msgspec.structs.replace(record.mounted, single_node=single_node(claim.access_modes))
 
 
 def observe(record: Record, claim: SeenClaim | None) -> Observation | Pending | None:
@@ -65,8 +74,10 @@ def observe(record: Record, claim: SeenClaim | None) -> Observation | Pending | 
         return Unprovided(uid=record.uid, reason=words)
     if record.theirs and claim.ours:
         return Unprovided(uid=record.uid, reason=f"{where} is elearn's own: it can't be a datastore once more")
+    if problem := single_pod_problem(claim.access_modes):
+        return Unprovided(uid=record.uid, reason=f"{where} can't be a datastore: {problem}")
     if claim.phase == "Bound":
-        return Provided(uid=record.uid, volume=record.mounted)
+        return Provided(uid=record.uid, volume=volume_of(record, claim))
     if claim.phase == "Lost":
         return Unprovided(uid=record.uid, reason=f"the volume of {where} is gone")
     return Pending(claim=claim, since=claim.created_at)
@@ -84,7 +95,8 @@ def decide_pending(
         said: what the cluster says of it.
     """
     if waits_for_pod:
-        return Provided(uid=record.uid, volume=record.mounted, note="its volume is made when it is first mounted")
+        volume = volume_of(record, pending.claim)
+        return Provided(uid=record.uid, volume=volume, note="its volume is made when it is first mounted")
     if age < patience:
         return None
     because = f": {said}" if said else ": nothing says why; see whether its storage class has a provisioner that runs"

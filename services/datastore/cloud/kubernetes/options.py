@@ -36,7 +36,8 @@ class StorageOptions(msgspec.Struct, frozen=True, kw_only=True):
         kubernetes_s3_driver_identity: S3 datastores without keys are opened with those of the CSI driver or of its
             node, so that every project reaches every bucket which these open; ``false``: without any, as anybody.
         kubernetes_glusterfs: volumes that the operator has mounted on every node, as ``volume=/path``.
-        kubernetes_single_node_classes: storage classes whose claims one node alone may mount (``ReadWriteOnce``).
+        kubernetes_single_node_classes: storage classes whose claims one node alone may mount (``ReadWriteOnce``): all
+            pods that mount such a claim run on one node.
         kubernetes_claim_seconds: a claim that is not bound by then has failed, in seconds.
         kubernetes_files_idle_seconds: the pod that reads and writes a datastore's files for the API ends so long
             after the last request, in seconds.

@@ -18,8 +18,20 @@ from services.registry.cloud.kubernetes.manifests import (
     remove_job,
     save_job,
 )
-from services.registry.cloud.kubernetes.observing import LookAgain, ReadLog, Stuck, concluded, lost, observe
-from services.registry.cloud.kubernetes.options import JobOptions, store_manifests
+from services.registry.cloud.kubernetes.observing import (
+    LookAgain,
+    ReadLog,
+    Stuck,
+    concluded,
+    in_use_elsewhere,
+    lost,
+    observe,
+)
+from services.registry.cloud.kubernetes.options import (
+    JobOptions,
+    made_for_one_node,
+    store_manifests,
+)
 from services.registry.cloud.kubernetes.work import unpack
 from services.registry.cloud.port import Gone, Observation, Refused, Running, SaveJob, Synced
 from services.registry.model import Key
@@ -27,7 +39,7 @@ from services.registry.model_store import relative_path
 from services.registry.reconcile import Job
 from shared.clock import now
 from shared.contracts.common import Chunk
-from shared.contracts.datastore import ClaimVolume, Volume
+from shared.contracts.datastore import ClaimVolume
 from shared.errors import Conflict, Forbidden, Invalid, NotFound, Unavailable, Unsupported
 from shared.kube.access import Right
 from shared.kube.agents import Agents
@@ -39,8 +51,8 @@ from shared.kube.follow import Follower
 from shared.kube.merge import Mirror
 from shared.kube.model_store import store_claim, store_kind
 from shared.kube.names import PROJECT, ROOM
+from shared.kube.objects import Claim, Partial, Pod, condition, is_true
 from shared.kube.objects import Job as KubeJob
-from shared.kube.objects import Partial, Pod, condition, is_true
 from shared.kube.own_pods import OwnJob, own_job
 from shared.kube.projects import Projects, as_it_is, watch_all
 from shared.kube.resources import (
@@ -55,6 +67,7 @@ from shared.kube.resources import (
 from shared.kube.rights import rights_to
 from shared.kube.said import last_words
 from shared.kube.settings import ProjectSettings
+from shared.kube.single_node import single_node, single_pod_problem
 from shared.kube.states import is_over, trouble
 from shared.kube.volumes import apply_storage
 from shared.kube.watch import watch
@@ -102,9 +115,9 @@ class KubernetesJobs:
             idle=options.kubernetes_archive_idle_seconds,
         )
         self._with_store: set[str] = set()
+        self._stores: dict[str, ClaimVolume] = {}
         self._refused: dict[Job, Refused] = {}
         self._followers: set[Follower] = set()
-        self.volume: Volume = ClaimVolume(claim_name=self._claim)
 
     def rights(self) -> list[Right]:
         """What RBAC has to let us do."""
@@ -126,23 +139,27 @@ class KubernetesJobs:
             needed += rights_to("get create patch", NAMESPACES)
         return needed
 
-    def path(self, key: Key) -> str:
+    async def volume(self, project: str) -> ClaimVolume:
         """See :class:`services.registry.cloud.port.JobCloud`."""
+        return await self._store_in(self._projects.namespace(project))
+
+    def path(self, key: Key) -> str:
+        """See the port."""
         return relative_path(key)
 
     async def save(self, job: SaveJob) -> None:
         """See the port."""
         key = job.job.key
         namespace = self._projects.namespace(key.project)
-        wanted = save_job(
-            job,
-            installation=self._cluster.installation,
-            namespace=namespace,
-            store=self._claim,
-            options=self._options,
-        )
         try:
             await self._ensure_store(key.project)
+            wanted = save_job(
+                job,
+                installation=self._cluster.installation,
+                namespace=namespace,
+                store=await self._store_in(namespace),
+                options=self._options,
+            )
             with contextlib.suppress(AlreadyExists):
                 await self._cluster.create(own_job(wanted, self._settings))
         except (MissingRight, NamespaceMissing, Terminating) as error:
@@ -173,7 +190,12 @@ class KubernetesJobs:
             async with asyncio.timeout(self._patience):
                 await self._until_no_pod(namespace, labels)
                 await self._clean_up(
-                    remove_job(key, installation=self._cluster.installation, namespace=namespace, store=self._claim)
+                    remove_job(
+                        key,
+                        installation=self._cluster.installation,
+                        namespace=namespace,
+                        store=await self._store_in(namespace),
+                    )
                 )
         except TimeoutError:
             raise Unavailable(f"the files of version {key} could not be removed yet; trying again", retry=30) from None
@@ -182,7 +204,8 @@ class KubernetesJobs:
     async def open_archive(self, key: Key, *, offset: int, length: int) -> Chunk:
         """See the port."""
         namespace = self._projects.namespace(key.project)
-        job = archive_job(installation=self._cluster.installation, namespace=namespace, store=self._claim)
+        store = await self._store_in(namespace)
+        job = archive_job(installation=self._cluster.installation, namespace=namespace, store=store)
         ask = ReadArchive(project=key.project, model=key.model, number=key.number, offset=offset, length=length)
         return await self._agents.call(job, ask, Chunk)
 
@@ -256,6 +279,8 @@ class KubernetesJobs:
         if isinstance(seen, Stuck):
             resource, name = (PODS, seen.pod) if seen.pod is not None else (JOBS, kube.metadata.name)
             words = await last_words(self._cluster, resource, name, kube.metadata.namespace)
+            if in_use_elsewhere(words):
+                return Running(job=job)
             return Refused(job=job, reason=f"the save job could not start: {words}") if words else Running(job=job)
         if isinstance(seen, ReadLog):
             return await self._from_log(job, kube, seen.pod)
@@ -290,6 +315,29 @@ class KubernetesJobs:
         await apply_storage(self._cluster, wanted)
         self._with_store.add(namespace)
 
+    async def _store_in(self, namespace: str) -> ClaimVolume:
+        """The store's claim; on how many nodes it can be mounted, the claim itself says once it is there.
+
+        Raises:
+            Unsupported: several pods can't mount it.
+        """
+        if self._store.kind in ("nfs", "host"):
+            return ClaimVolume(claim_name=self._claim)
+        if (known := self._stores.get(namespace)) is not None:
+            return known
+        try:
+            found = await self._cluster.get(PERSISTENT_VOLUME_CLAIMS, self._claim, Claim, namespace=namespace)
+        except NamespaceMissing:
+            found = None
+        if found is None:
+            one_node = made_for_one_node(self._store, self._options)
+            return ClaimVolume(claim_name=self._claim, single_node=one_node)
+        if problem := single_pod_problem(found.spec.access_modes):
+            raise Unsupported(f"the model store, claim {self._claim} in namespace {namespace}: {problem}")
+        volume = ClaimVolume(claim_name=self._claim, single_node=single_node(found.spec.access_modes))
+        self._stores[namespace] = volume
+        return volume
+
     async def _has_store(self, namespace: str) -> bool:
         found = await self._cluster.get(PERSISTENT_VOLUME_CLAIMS, self._claim, Partial, namespace=namespace)
         return found is not None
@@ -297,6 +345,7 @@ class KubernetesJobs:
     def _forget(self, namespace: str) -> None:
         self._projects.forget(namespace)
         self._with_store.discard(namespace)
+        self._stores.pop(namespace, None)
 
     async def _delete_jobs(self, labels: dict[str, str], namespace: str) -> None:
         """One by one: deleting them as a collection would be one more right."""

@@ -27,7 +27,7 @@ _KEPT: Final = 24 * 3600
 _GRACE: Final = 5
 
 
-def save_job(asked: SaveJob, *, installation: str, namespace: str, store: str, options: JobOptions) -> OwnJob:
+def save_job(asked: SaveJob, *, installation: str, namespace: str, store: ClaimVolume, options: JobOptions) -> OwnJob:
     """The Job of one attempt at saving.
 
     Raises:
@@ -48,13 +48,20 @@ def save_job(asked: SaveJob, *, installation: str, namespace: str, store: str, o
             store=work.STORE,
         )
     )
-    source = Mounted(claim=asked.volume.claim_name, path=work.SOURCE, sub_path=asked.volume.sub_path, read_only=True)
+    source = Mounted(
+        claim=asked.volume.claim_name,
+        path=work.SOURCE,
+        sub_path=asked.volume.sub_path,
+        read_only=True,
+        single_node=asked.volume.single_node,
+    )
     return OwnJob(
         name=object_name(installation, "save", *_parts(key), str(asked.job.attempt), room=6),
         namespace=namespace,
         labels={**key_labels(key), WORK: "save", ATTEMPT: str(asked.job.attempt)},
         module=WORK_MODULE,
-        mounts=(source, Mounted(claim=store, path=work.STORE)),
+        # The store decides on which node: servings hold it there for good, while whoever works on the source ends.
+        mounts=(_mounted(store), source),
         env={work.VARIABLE: msgspec.json.encode(told).decode()},
         cpu=options.kubernetes_save_cpu,
         memory=options.kubernetes_save_memory,
@@ -63,7 +70,7 @@ def save_job(asked: SaveJob, *, installation: str, namespace: str, store: str, o
     )
 
 
-def remove_job(key: Key, *, installation: str, namespace: str, store: str) -> OwnJob:
+def remove_job(key: Key, *, installation: str, namespace: str, store: ClaimVolume) -> OwnJob:
     """The Job that removes a version's files."""
     told = work.Remove(project=key.project, model=key.model, number=key.number, store=work.STORE)
     return OwnJob(
@@ -71,21 +78,21 @@ def remove_job(key: Key, *, installation: str, namespace: str, store: str) -> Ow
         namespace=namespace,
         labels={**key_labels(key), WORK: "remove"},
         module=WORK_MODULE,
-        mounts=(Mounted(claim=store, path=work.STORE),),
+        mounts=(_mounted(store),),
         env={work.VARIABLE: msgspec.json.encode(told).decode()},
         memory="256Mi",
         grace_seconds=_GRACE,
     )
 
 
-def archive_job(*, installation: str, namespace: str, store: str) -> OwnJob:
+def archive_job(*, installation: str, namespace: str, store: ClaimVolume) -> OwnJob:
     """The agent that reads downloads of the models in a namespace."""
     return OwnJob(
         name=object_name(installation, "archive", namespace, room=6),
         namespace=namespace,
         labels={WORK: "archive"},
         module=AGENT_MODULE,
-        mounts=(Mounted(claim=store, path=work.STORE, read_only=True),),
+        mounts=(_mounted(store, read_only=True),),
     )
 
 
@@ -101,6 +108,10 @@ def job_of(labels: dict[str, str]) -> Job | None:
         return Job(key, int(labels[ATTEMPT])) if labels[WORK] == "save" else None
     except (KeyError, ValueError):
         return None
+
+
+def _mounted(store: ClaimVolume, *, read_only: bool = False) -> Mounted:
+    return Mounted(claim=store.claim_name, path=work.STORE, read_only=read_only, single_node=store.single_node)
 
 
 def _parts(key: Key) -> tuple[str, str, str]:

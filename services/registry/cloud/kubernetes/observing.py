@@ -69,6 +69,11 @@ def observe(
     return Running(job=job) if pods else Stuck(pod=None)
 
 
+def in_use_elsewhere(words: str) -> bool:
+    """Whether what the cluster says of a pod is that another node has one of its claims mounted: that ends."""
+    return words.startswith("FailedAttachVolume: Multi-Attach error")
+
+
 def concluded(job: Job, result: Result) -> Observation:
     """What a result says."""
     if result.facts is not None:

@@ -17,7 +17,8 @@ class JobOptions(msgspec.Struct, frozen=True, kw_only=True):
             the operator makes in each; ``class:NAME:SIZE``, a claim that elearn makes; ``nfs:SERVER:/PATH``, one share
             for all; ``host:/PATH``, a folder that every node shows (or the only one has), which elearn's user can
             write to.
-        kubernetes_single_node_classes: storage classes whose claims one node alone may mount (``ReadWriteOnce``).
+        kubernetes_single_node_classes: storage classes whose claims one node alone may mount (``ReadWriteOnce``): all
+            pods that mount such a claim run on one node.
         kubernetes_save_cpu, kubernetes_save_memory: what a save job asks for.
         kubernetes_save_start_seconds: a job that can't start (no image, no mount) so long after it was made, though
             there is room for it, has failed, in seconds.
@@ -32,6 +33,11 @@ class JobOptions(msgspec.Struct, frozen=True, kw_only=True):
     kubernetes_archive_idle_seconds: float = 120.0
 
 
+def made_for_one_node(store: StoreKind, options: JobOptions) -> bool:
+    """Whether a claim that elearn makes for the store can be mounted by one node alone."""
+    return store.kind == "class" and store.name in options.kubernetes_single_node_classes
+
+
 def store_manifests(
     store: StoreKind, *, installation: str, namespace: str, options: JobOptions, labels: dict[str, str]
 ) -> tuple[Document, ...]:
@@ -40,8 +46,7 @@ def store_manifests(
     if store.kind == "claim":
         return ()
     if store.kind == "class":
-        one_node = store.name in options.kubernetes_single_node_classes
-        mode = "ReadWriteOnce" if one_node else "ReadWriteMany"
+        mode = "ReadWriteOnce" if made_for_one_node(store, options) else "ReadWriteMany"
         made = class_claim(
             claim, namespace=namespace, storage_class=store.name, size=store.size, mode=mode, labels=labels
         )

@@ -55,10 +55,13 @@ class LocalJobs:
         self._store = ModelStore(store.resolve())
         self._processes = local.LocalProcesses(local.processes_root(home, "registry"))
         self._archives = ArchiveReader(self._store)
-        self.volume: Volume = LocalVolume(path=str(self._store.root))
+
+    async def volume(self, project: str) -> Volume:
+        """See :class:`services.registry.cloud.port.JobCloud`."""
+        return LocalVolume(path=str(self._store.root))
 
     def path(self, key: Key) -> str:
-        """See :class:`services.registry.cloud.port.JobCloud`."""
+        """See the port."""
         return self._store.relative(key)
 
     async def save(self, job: SaveJob) -> None:

@@ -17,6 +17,7 @@ from shared.errors import Unsupported
 from shared.kube.names import INSTALLATION, PROJECT, ROOM, digest, label_value, object_name
 from shared.kube.own_pods import container_security, pod_security
 from shared.kube.settings import ProjectSettings
+from shared.kube.single_node import Neighbours, near, neighbours
 
 Document = dict[str, object]
 
@@ -73,8 +74,10 @@ def board_objects(
     labels = board_labels(board.project, board.name)
     selector = {**labels, INSTALLATION: label_value(installation)}
     about: Document = {"name": name, "namespace": namespace, "labels": labels}
-    pod = _pod(board, _claim_of(board, namespace), installation, projects, options)
-    pod_labels = {**labels, PLAN: digest(msgspec.json.encode(pod, order="sorted").decode())}
+    claim = _claim_of(board, namespace)
+    beside = neighbours([claim.claim_name] if claim.single_node else [])
+    pod = _pod(board, claim, beside, installation, projects, options)
+    pod_labels = {**labels, **beside.labels, PLAN: digest(msgspec.json.encode(pod, order="sorted").decode())}
     service: Document = {
         "apiVersion": "v1",
         "kind": "Service",
@@ -115,7 +118,12 @@ def events_folder(board: BoardPlan) -> str:
 
 
 def _pod(
-    board: BoardPlan, claim: ClaimVolume, installation: str, projects: ProjectSettings, options: TrainingOptions
+    board: BoardPlan,
+    claim: ClaimVolume,
+    beside: Neighbours,
+    installation: str,
+    projects: ProjectSettings,
+    options: TrainingOptions,
 ) -> Document:
     # The whole volume is mounted, read-only: of a folder below it that is not there yet, the kubelet would make one of
     # root's, in which the training could write nothing.
@@ -155,7 +163,7 @@ def _pod(
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": _GRACE,
         "securityContext": pod_security(projects.kubernetes_run_as),
-        "affinity": _near_the_training(board, installation),
+        **beside.affinity(_near_the_training(board, installation)),
         "containers": [container],
         "volumes": [
             # Not read-only as a volume: some storage is then attached in a way that no pod that writes can share.
@@ -169,18 +177,16 @@ def _pod(
 
 
 def _near_the_training(board: BoardPlan, installation: str) -> Document:
-    """Beside the training while it runs: some claims can be mounted on one node alone."""
-    training = {
-        ROOM: ROOM_NAME,
-        WORK: TRAINING_WORK,
-        PROJECT: board.project,
-        TRAINING: board.name,
-        INSTALLATION: label_value(installation),
-    }
-    term = {"labelSelector": {"matchLabels": training}, "topologyKey": "kubernetes.io/hostname"}
-    return {
-        "podAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "podAffinityTerm": term}]}
-    }
+    """Beside the training while it runs: some claims that many nodes may mount have a volume of one node."""
+    return near(
+        {
+            ROOM: ROOM_NAME,
+            WORK: TRAINING_WORK,
+            PROJECT: board.project,
+            TRAINING: board.name,
+            INSTALLATION: label_value(installation),
+        }
+    )
 
 
 def _claim_of(board: BoardPlan, namespace: str) -> ClaimVolume:

@@ -136,7 +136,7 @@ def job_manifest(attempt: Attempt, group: Group, framework: Framework, owner: Do
         **_failures(group, setting),
         "template": {
             "metadata": {
-                "labels": labels,
+                "labels": {**labels, **attempt.mounts.beside.labels},
                 "annotations": {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false"},
             },
             "spec": _pod(attempt, group, framework, setting),
@@ -181,6 +181,7 @@ def _pod(attempt: Attempt, group: Group, framework: Framework, setting: Setting)
         "securityContext": _pod_security(attempt.key.project, projects),
         "containers": [_task(attempt, group, framework, setting)],
         "volumes": _volumes(attempt, group),
+        **attempt.mounts.beside.affinity(),
     }
     if attempt.prepared:
         pod["initContainers"] = [_preparing(attempt, setting)]

@@ -9,6 +9,7 @@ from services.scheduler.cloud.kubernetes.preparation import VOLUMES, WORKSPACE, 
 from services.scheduler.errors import CannotLaunch
 from services.scheduler.model import MountPlan
 from shared.contracts.datastore import ClaimVolume
+from shared.kube.single_node import Neighbours, neighbours
 
 Document = dict[str, object]
 
@@ -22,6 +23,7 @@ class PodMounts(msgspec.Struct, frozen=True, kw_only=True):
         preparing: mounts of the init container, which sees each volume's top.
         folders: what the init container makes or looks for: the kubelet would make what is missing, as root.
         points: places in the working directory where something is mounted, made likewise.
+        beside: how the pod gets to where its claims are, of those that one node alone can mount.
     """
 
     volumes: tuple[Document, ...] = ()
@@ -29,6 +31,7 @@ class PodMounts(msgspec.Struct, frozen=True, kw_only=True):
     preparing: tuple[Document, ...] = ()
     folders: tuple[Folder, ...] = ()
     points: tuple[str, ...] = ()
+    beside: Neighbours = Neighbours()
 
 
 def mount_path(path: str) -> str:
@@ -43,6 +46,7 @@ def pod_mounts(mounts: Sequence[MountPlan], namespace: str) -> PodMounts:
         CannotLaunch: a datastore is no claim of this namespace.
     """
     names: dict[str, str] = {}
+    on_one_node: list[str] = []
     writable: set[str] = set()
     task: list[Document] = []
     preparing: list[Document] = []
@@ -50,6 +54,8 @@ def pod_mounts(mounts: Sequence[MountPlan], namespace: str) -> PodMounts:
     for number, mount in enumerate(mounts):
         claim = _claim_of(mount, namespace)
         name = names.setdefault(claim.claim_name, f"claim-{len(names)}")
+        if claim.single_node:
+            on_one_node.append(claim.claim_name)
         if not mount.read_only:
             writable.add(claim.claim_name)
         each: Document = {"name": name, "mountPath": mount_path(mount.path), "readOnly": mount.read_only}
@@ -70,6 +76,7 @@ def pod_mounts(mounts: Sequence[MountPlan], namespace: str) -> PodMounts:
         preparing=tuple(preparing),
         folders=tuple(folders),
         points=tuple(mount.path for mount in mounts if not mount.path.startswith("/")),
+        beside=neighbours(on_one_node),
     )
 
 

@@ -22,6 +22,7 @@ from shared.kube.nodes import GPU, GPU_TOLERATION
 from shared.kube.own_pods import container_security, pod_security
 from shared.kube.quantities import cpu_quantity, memory_quantity
 from shared.kube.settings import ProjectSettings
+from shared.kube.single_node import neighbours
 
 Document = dict[str, object]
 
@@ -146,6 +147,7 @@ def deployment_manifest(
     image = options.image(settings.kubernetes_image, gpu=bool(deployment.gpu))
     if not image:
         raise Unsupported(NO_GPU_IMAGE)
+    beside = neighbours([claim] if _on_one_node(deployment) else [])
     own = options.own_server
     annotations = {CONFIG: own_config(deployment, server) if own else tensorflow_config(deployment)}
     files = {_CONFIG_FILE: CONFIG}
@@ -186,14 +188,7 @@ def deployment_manifest(
             {"name": "config", "downwardAPI": {"items": [_file(path, name) for path, name in files.items()]}},
             {"name": "tmp", "emptyDir": {"sizeLimit": "1Gi"}},
         ],
-        "topologySpreadConstraints": [
-            {
-                "maxSkew": 1,
-                "topologyKey": "kubernetes.io/hostname",
-                "whenUnsatisfiable": "ScheduleAnyway",
-                "labelSelector": {"matchLabels": selector_of(deployment.uid)},
-            }
-        ],
+        **(beside.affinity() or _spread(deployment)),
     }
     if deployment.gpu:
         pod["tolerations"] = [GPU_TOLERATION]
@@ -209,7 +204,10 @@ def deployment_manifest(
             "progressDeadlineSeconds": math.ceil(server.start_seconds) + 60,
             "selector": {"matchLabels": selector_of(deployment.uid)},
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": "25%"}},
-            "template": {"metadata": {"labels": labels, "annotations": annotations}, "spec": pod},
+            "template": {
+                "metadata": {"labels": {**labels, **beside.labels}, "annotations": annotations},
+                "spec": pod,
+            },
         },
     }
 
@@ -274,6 +272,21 @@ def _folder(deployment: Deployment) -> tuple[str, str]:
 
 def _file(path: str, annotation: str) -> Document:
     return {"path": path, "fieldRef": {"apiVersion": "v1", "fieldPath": f"metadata.annotations['{annotation}']"}}
+
+
+def _on_one_node(deployment: Deployment) -> bool:
+    volumes = [source.volume for source in deployment.sources]
+    return any(isinstance(volume, ClaimVolume) and volume.single_node for volume in volumes)
+
+
+def _spread(deployment: Deployment) -> Document:
+    constraint: Document = {
+        "maxSkew": 1,
+        "topologyKey": "kubernetes.io/hostname",
+        "whenUnsatisfiable": "ScheduleAnyway",
+        "labelSelector": {"matchLabels": selector_of(deployment.uid)},
+    }
+    return {"topologySpreadConstraints": [constraint]}
 
 
 def _command(*, own: bool) -> list[str]:
