@@ -4,6 +4,8 @@
 - Order is priority, then arrival. Nobody behind a training that waits is let past if that could delay it: what
   the waiting one will need stays reserved, and of what it is short of nobody behind it gets any. So a CPU-only
   training passes one that waits for GPUs as long as enough CPU for that one is left.
+- A training with storage that one machine alone can mount has all its tasks there, where others that share the storage
+  are. While it waits for that machine, nobody behind it gets any of it; other machines are not held up.
 - A training that the cloud can't hold any more (a machine went away) says so and holds up nobody.
 """
 
@@ -27,6 +29,7 @@ class Waiting(msgspec.Struct, frozen=True, kw_only=True):
     """A training in the queue.
 
     Attributes:
+        claims: storage of it that one machine alone can mount.
         blocked: its previous attempt still holds compute, which is being freed.
         note: why it is back in the queue, in words; empty for one that has never left it.
     """
@@ -37,6 +40,7 @@ class Waiting(msgspec.Struct, frozen=True, kw_only=True):
     sequence: int
     tasks: tuple[Demand, ...]
     queued_at: Instant
+    claims: tuple[str, ...] = ()
     not_before: Instant | None = None
     blocked: bool = False
     note: str = ""
@@ -49,6 +53,7 @@ class Holder(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     tasks: tuple[Demand, ...]
     nodes: tuple[str, ...] = ()
+    claims: tuple[str, ...] = ()
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,17 +95,28 @@ def admit(queue: Sequence[Waiting], holders: Sequence[Holder], nodes: Sequence[N
         elif each.not_before is not None and each.not_before > now:
             again_at = each.not_before if again_at is None else min(again_at, each.not_before)
             reason = each.note or "waiting a moment before the next attempt"
-        elif place(each.tasks, totals) is None:
-            reason = f"needs {_amounts(need)} at once, and no machines are left that could hold it"
+        elif place(each.tasks, totals, together=bool(each.claims)) is None:
+            at_once = "on one machine" if each.claims else "at once"
+            reason = f"needs {_amounts(need)} {at_once}, and no machines are left that could hold it"
         elif head is not None and not _may_pass(need, short, reserved, free):
             first, what = head
             reason = f"behind {_title(first)}, which waits for {what}"
             reserved += need
-        else:
-            placed = place(each.tasks, free)
-            lacking = _lacking(need, free)
+        elif shared := _sharing(each, holders, totals):
+            at = sorted({node for holder in shared for node in holder.nodes})
+            reason = "starts now"
+            if len(at) == 1:
+                placed = place(each.tasks, {node: free[node] for node in at if node in free}, together=True)
             if placed is None:
-                waits_for = _waits_for(need, lacking)
+                reason = _not_beside(need, at, shared)
+                if len(at) == 1:
+                    free.pop(at[0], None)
+        else:
+            placed = place(each.tasks, free, together=bool(each.claims))
+            left = _greatest(free) if each.claims else _positive(free)
+            lacking = _lacking(need, left)
+            if placed is None:
+                waits_for = _waits_for(need, lacking) + (" on one machine" if each.claims else "")
                 reason = f"waiting for {waits_for}: {_in_use(lacking, nodes, holders)}"
                 short |= lacking
                 reserved += need
@@ -110,7 +126,8 @@ def admit(queue: Sequence[Waiting], holders: Sequence[Holder], nodes: Sequence[N
         if placed is not None:
             for node, demand in zip(placed, each.tasks, strict=True):
                 free[node] = minus(free[node], demand)
-            holders = (*holders, Holder(project=each.project, name=each.name, tasks=each.tasks, nodes=placed))
+            started = Holder(project=each.project, name=each.name, tasks=each.tasks, nodes=placed, claims=each.claims)
+            holders = (*holders, started)
             verdicts.append(Verdict(waiting=each, admitted=True, position=0, reason=reason))
             continue
         position += 1
@@ -131,7 +148,7 @@ def free_by_node(nodes: Sequence[NodeState], holders: Sequence[Holder]) -> dict[
     for holder in holders:
         places: Sequence[str] = holder.nodes
         if len(places) != len(holder.tasks) or any(name not in free for name in places):
-            places = place(holder.tasks, free) or ()
+            places = place(holder.tasks, free, together=bool(holder.claims)) or ()
         if places:
             for name, demand in zip(places, holder.tasks, strict=True):
                 free[name] = minus(free[name], demand)
@@ -155,9 +172,34 @@ def _positive(free: Mapping[str, Demand]) -> Demand:
     )
 
 
-def _lacking(need: Demand, free: Mapping[str, Demand]) -> frozenset[str]:
+def _greatest(free: Mapping[str, Demand]) -> Demand:
+    """The most that any one machine has left, of each."""
+    rooms = [*free.values(), Demand()]
+    return Demand(
+        cpu=max(each.cpu for each in rooms),
+        memory=max(each.memory for each in rooms),
+        gpu=max(each.gpu for each in rooms),
+    )
+
+
+def _sharing(one: Waiting, holders: Sequence[Holder], totals: Mapping[str, Demand]) -> list[Holder]:
+    """Who has storage mounted that it needs, where that is known; on machines that are gone it is not any more."""
+    return [
+        holder
+        for holder in holders
+        if not set(one.claims).isdisjoint(holder.claims) and holder.nodes and totals.keys() >= set(holder.nodes)
+    ]
+
+
+def _not_beside(need: Demand, at: Sequence[str], shared: Sequence[Holder]) -> str:
+    who = ", ".join(_title(holder) for holder in shared[:_MOST_HOLDERS])
+    if len(at) > 1:
+        return f"waiting until one machine can mount its storage, which is mounted on {' and '.join(at)} for {who}"
+    return f"waiting for {_amounts(need)} on {at[0]}, where its storage is mounted for {who}"
+
+
+def _lacking(need: Demand, left: Demand) -> frozenset[str]:
     """The resources that there is too little of; all that it uses where they are only in too small pieces."""
-    left = _positive(free)
     lacking = {
         name
         for name in ("cpu", "memory", "gpu")
@@ -229,11 +271,14 @@ def ordinal(position: int) -> str:
     return f"{position}{suffix}"
 
 
-def size_errors(tasks: Sequence[tuple[str, Demand]], nodes: Sequence[NodeState]) -> list[tuple[str, str]]:
+def size_errors(
+    tasks: Sequence[tuple[str, Demand]], nodes: Sequence[NodeState], *, shared: str = ""
+) -> list[tuple[str, str]]:
     """What of a training this cloud could never hold: (field, message with the largest that would fit).
 
     Args:
         tasks: role and demand of each task.
+        shared: the datastore that all of them mount and one machine alone can mount, or "".
     """
     if not nodes:
         return []  # nothing is known of the cloud yet: the training waits and says so
@@ -256,9 +301,23 @@ def size_errors(tasks: Sequence[tuple[str, Demand]], nodes: Sequence[NodeState])
                 )
         if not any(field.startswith(f"roles.{role}.") for field, _ in errors):
             errors.append((f"roles.{role}", f"no one machine has {_amounts(demand)} together"))
-    if errors or place([demand for _, demand in tasks], totals) is not None:
+    if errors or place([demand for _, demand in tasks], totals, together=bool(shared)) is not None:
         return errors
+    if shared:
+        return [_together_error(total(demand for _, demand in tasks), len(tasks), totals, shared)]
     return [_gang_error(tasks, totals, nodes)]
+
+
+def _together_error(need: Demand, count: int, totals: Mapping[str, Demand], shared: str) -> tuple[str, str]:
+    most = _greatest(totals)
+    lacking = [kind for kind in ("gpu", "cpu", "memory") if getattr(need, kind) > getattr(most, kind)]
+    there = " and ".join(_amount(kind, getattr(most, kind)) for kind in lacking)
+    fit = f"the most that one has is {there}" if there else "no one has that much of everything"
+    return (
+        "roles",
+        f"all {count} tasks must find room on one machine, as datastore {shared!r} is on a claim that one machine "
+        f"alone can mount: they need {_amounts(need)} and {fit}",
+    )
 
 
 def _gang_error(

@@ -23,11 +23,12 @@ from services.scheduler.model import (
     Stop,
     TaskPlan,
     TrainingRecord,
+    claims_of,
     view,
 )
 from services.scheduler.placement import total
 from services.scheduler.reconcile import Key
-from services.scheduler.spec import plan_mounts, plan_tasks, spec_errors
+from services.scheduler.spec import plan_mounts, plan_tasks, single_node_datastore, spec_errors
 from services.scheduler.store import TrainingStore
 from shared import context
 from shared.bus import Bus
@@ -107,6 +108,7 @@ class Handlers:
         async with self._database.transaction() as t:
             name = await self._store.next_name(t, request.project, spec.name)
             active = await self._store.active(t)
+        mounts, _, notes = self._mounts(spec, name, checked, await self._cloud.capabilities())
         demands = tuple(task.demand for task in checked.plan)
         this = Waiting(
             project=request.project,
@@ -114,6 +116,7 @@ class Handlers:
             priority=spec.priority,
             sequence=2**62,
             tasks=demands,
+            claims=claims_of(mounts),
             queued_at=now(),
         )
         admission = admit(
@@ -123,7 +126,6 @@ class Handlers:
             now(),
         )
         verdict = next(each for each in admission.verdicts if each.waiting is this)
-        _, _, notes = self._mounts(spec, name, checked, await self._cloud.capabilities())
         addresses = {
             role: [f"{name}-{task.name}" for task in checked.plan if task.role == role]
             for role in {task.role for task in checked.plan}
@@ -165,14 +167,15 @@ class Handlers:
         examination = await self._cloud.examine(request.project, spec)
         errors += examination.errors
         nodes = await self._nodes()
+        datastores, found = await self._datastores(request)
         plan: tuple[TaskPlan, ...] = ()
         if not any(error.field.startswith("roles") for error in errors):
             plan = plan_tasks(spec, self._framework)
             tasks = [(task.role, task.demand) for task in plan]
-            errors += [FieldError(field=f, message=message) for f, message in size_errors(tasks, nodes)]
+            too_large = size_errors(tasks, nodes, shared=single_node_datastore(datastores))
+            errors += [FieldError(field=f, message=message) for f, message in too_large]
         if spec.code is not None and not any(error.field == "code" for error in errors):
             errors += await self._code_errors(request.project, spec.code)
-        datastores, found = await self._datastores(request)
         errors += found
         checked = _Checked(plan=plan, datastores=datastores, notes=examination.notes)
         if not any(error.field.startswith("mounts") for error in errors):

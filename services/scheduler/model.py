@@ -7,6 +7,7 @@ stored with the plan when a training is submitted (:class:`TaskPlan`), so neithe
 cloud has confirmed that everything is freed, whatever the state says meanwhile.
 """
 
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Final, Literal
 
@@ -14,7 +15,7 @@ import msgspec
 
 from services.scheduler.errors import IllegalTransition
 from shared.contracts.common import Instant
-from shared.contracts.datastore import Volume
+from shared.contracts.datastore import ClaimVolume, Volume
 from shared.contracts.training import (
     ENDED,
     Attempt,
@@ -74,6 +75,17 @@ class MountPlan(msgspec.Struct, frozen=True, kw_only=True):
     folder: str = ""
     read_only: bool = False
     own: bool = False
+
+
+def claims_of(mounts: Iterable[MountPlan]) -> tuple[str, ...]:
+    """What of these mounts one machine alone can mount, each once."""
+    volumes = (mount.volume for mount in mounts)
+    names = (
+        f"{volume.namespace}/{volume.claim_name}"
+        for volume in volumes
+        if isinstance(volume, ClaimVolume) and volume.single_node
+    )
+    return tuple(dict.fromkeys(names))
 
 
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
@@ -144,6 +156,11 @@ class TrainingRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     freed_at: Instant | None = None
     tasks: tuple[Task, ...] = ()
     attempts: tuple[Attempt, ...] = ()
+
+    @property
+    def claims(self) -> tuple[str, ...]:
+        """What of its storage one machine alone can mount: all its tasks have to run there."""
+        return claims_of(self.mounts)
 
     @property
     def demand(self) -> Demand:

@@ -29,8 +29,15 @@ def total(demands: Iterable[Demand]) -> Demand:
     return Demand(cpu=cpu, memory=memory, gpu=gpu)
 
 
-def place(demands: Sequence[Demand], free: Mapping[str, Demand]) -> tuple[str, ...] | None:
-    """The machine for each task, in the order of ``demands``; None where they do not all fit at once."""
+def place(demands: Sequence[Demand], free: Mapping[str, Demand], *, together: bool = False) -> tuple[str, ...] | None:
+    """The machine for each task, in the order of ``demands``; None where they do not all fit at once.
+
+    Args:
+        together: one machine has to hold them all.
+    """
+    if together and len(demands) > 1:
+        found = place((total(demands),), free)
+        return None if found is None else found * len(demands)
     left = dict(free)
     chosen = [""] * len(demands)
     order = sorted(

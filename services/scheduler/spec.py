@@ -17,7 +17,7 @@ from shared.contracts.common import (
     parse_memory,
     relative_path_problem,
 )
-from shared.contracts.datastore import MountableDatastore
+from shared.contracts.datastore import ClaimVolume, MountableDatastore
 from shared.contracts.problem import FieldError
 from shared.contracts.training import ROLES, Mount, Role, RoleName, TrainingSpec
 
@@ -369,12 +369,26 @@ def plan_mounts(
                 own=mount.own,
             )
         )
+    count, shared = sum(_counts(spec).values()), single_node_datastore(datastores)
+    if shared and count > 1:
+        notes.append(
+            f"all {count} tasks must find room on one machine, as datastore {shared} is on a claim that one machine "
+            "alone can mount"
+        )
     if spec.save is not None and not errors:
         saved = find_output(plans, spec.save.path)
         if saved is not None and saved[0].read_only:
             message = f"{spec.save.path!r} lies in datastore {saved[0].datastore!r}, which is read-only"
             errors.append(FieldError(field="save.path", message=message))
     return tuple(plans), errors, notes
+
+
+def single_node_datastore(datastores: Mapping[str, MountableDatastore]) -> str:
+    """The first of these that one machine alone can mount, or "": every task mounts them all."""
+    found = (
+        name for name, each in datastores.items() if isinstance(each.volume, ClaimVolume) and each.volume.single_node
+    )
+    return next(found, "")
 
 
 def find_output(mounts: Sequence[MountPlan], path: str) -> tuple[MountPlan, str] | None:

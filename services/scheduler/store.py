@@ -31,6 +31,7 @@ class ActiveTraining(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
     tasks: tuple[Demand, ...]
     nodes: tuple[str, ...]
+    claims: tuple[str, ...]
     labels: Labels
 
     @property
@@ -45,6 +46,7 @@ class ActiveTraining(msgspec.Struct, frozen=True, kw_only=True):
             priority=self.priority,
             sequence=self.sequence,
             tasks=self.tasks,
+            claims=self.claims,
             queued_at=self.queued_at,
             not_before=self.not_before,
             blocked=self.desired.holding,
@@ -53,7 +55,13 @@ class ActiveTraining(msgspec.Struct, frozen=True, kw_only=True):
 
     def holder(self) -> Holder:
         """The row as one that holds compute."""
-        return Holder(project=self.desired.project, name=self.desired.name, tasks=self.tasks, nodes=self.nodes)
+        return Holder(
+            project=self.desired.project,
+            name=self.desired.name,
+            tasks=self.tasks,
+            nodes=self.nodes,
+            claims=self.claims,
+        )
 
 
 class UsageRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,8 +110,8 @@ class TrainingStore:
         """Add a training."""
         await t.execute(
             "INSERT INTO training (project, name, sequence, state, priority, created_at, queued_at, labels,"
-            " attempt, holding, active, not_before, deadline_at, reason, demand, nodes, code, document)"
-            " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)",
+            " attempt, holding, active, not_before, deadline_at, reason, demand, nodes, claims, code, document)"
+            " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)",
             record.project,
             record.name,
             record.sequence,
@@ -120,6 +128,7 @@ class TrainingStore:
             record.reason,
             encode_document(_groups(record)),
             encode_document(_nodes(record)),
+            encode_document(record.claims),
             record.spec.code,
             encode_document(record),
         )
@@ -205,7 +214,7 @@ class TrainingStore:
         """Every row that the controller has to do with, in order of arrival."""
         rows = await t.fetch(
             "SELECT project, name, sequence, state, priority, queued_at, attempt, holding, not_before,"
-            " deadline_at, reason, demand, nodes, labels FROM training WHERE active ORDER BY sequence"
+            " deadline_at, reason, demand, nodes, claims, labels FROM training WHERE active ORDER BY sequence"
         )
         return [_active(row) for row in rows]
 
@@ -315,5 +324,6 @@ def _active(row: Any) -> ActiveTraining:
         reason=row["reason"],
         tasks=tasks,
         nodes=tuple(decode_document(list[str], row["nodes"])),
+        claims=tuple(decode_document(list[str], row["claims"])),
         labels=decode_document(Labels, row["labels"]),
     )

@@ -10,11 +10,13 @@ from services.scheduler.app import room_on
 from services.scheduler.code_store import CodeStore
 from services.scheduler.settings import Settings
 from shared.bus import Bus
-from shared.contracts import training
+from shared.contracts import datastore, training
 from shared.contracts.common import Named
-from shared.contracts.training import Role, Roles, StopTraining, SubmitTraining, Training, TrainingSpec
+from shared.contracts.datastore import ClaimVolume, MountableDatastore, MountReply, MountRequest
+from shared.contracts.training import Mount, Role, Roles, StopTraining, SubmitTraining, Training, TrainingSpec
+from shared.errors import Invalid
 from shared.service import Platform, Room
-from tests.support.rooms import running_room, until
+from tests.support.rooms import answering, running_room, until
 from tests.support.training_cloud_fake import FakeCloud, FakeMachines
 
 
@@ -60,6 +62,29 @@ async def test_a_training_waits_for_a_cloud_that_is_away(house: House) -> None:
     waiting = await house.get("t-1")
     assert waiting.state == "queued"
     assert waiting.reason.startswith("needs 99 CPUs")
+
+
+async def test_trainings_that_share_what_one_machine_alone_can_mount_run_there_or_say_why_not(
+    house: House, clean_nats: str
+) -> None:
+    async def mount(request: MountRequest) -> MountReply:
+        volume = ClaimVolume(claim_name="runs", namespace="elearn-p", single_node=True)
+        return MountReply(datastores=(MountableDatastore(name="runs", volume=volume, read_only=False),))
+
+    mounts = (Mount(datastore="runs", path="out"),)
+    shared = "all 2 tasks must find room on one machine, as datastore"
+    async with answering(clean_nats, "datastore", {datastore.MOUNT: mount}):
+        with pytest.raises(Invalid, match=f"{shared} 'runs'"):
+            await house.submit(mounts=mounts, roles=Roles(worker=Role(cpu=3, replicas=2)))
+        first = await house.submit(mounts=mounts, roles=Roles(worker=Role(cpu=1.5, replicas=2)))
+        assert any(note.startswith(f"{shared} runs") for note in first.notes)
+        await house.until("running", first.name)
+        second = TrainingSpec(name="t", command=("x",), mounts=mounts, roles=Roles(chief=Role(cpu=2)))
+        plan = await house.bus.call(training.PLAN, SubmitTraining(project="p", spec=second))
+        waiting = await house.submit(mounts=mounts, roles=second.roles)
+        reason = f"on fake, where its storage is mounted for p/{first.name}; first in queue"
+        assert plan.reason.endswith(reason)
+        assert (await house.get(waiting.name)).reason.endswith(reason)
 
 
 async def test_a_launch_that_is_hindered_says_so_and_is_tried_again(house: House) -> None:

@@ -25,8 +25,14 @@ def waits(name: str, *tasks: Demand, priority: int = 0, sequence: int = 0, **fie
     )  # fmt: skip
 
 
-def holds(name: str, *tasks: Demand, project: str = "search", nodes: tuple[str, ...] = ()) -> Holder:
-    return Holder(project=project, name=name, tasks=tasks, nodes=nodes)
+def holds(
+    name: str,
+    *tasks: Demand,
+    project: str = "search",
+    nodes: tuple[str, ...] = (),
+    claims: tuple[str, ...] = (),
+) -> Holder:
+    return Holder(project=project, name=name, tasks=tasks, nodes=nodes, claims=claims)
 
 
 def outcome(queue: list[Waiting], holders: list[Holder], nodes: list[NodeState]) -> dict[str, str]:
@@ -96,6 +102,68 @@ def test_the_words_of_the_design() -> None:
             {
                 "a1": "waiting for 3 CPUs: 4 of 8 in use by search/x and search/y; first in queue",
                 "b2": "behind p/a1, which waits for 3 CPUs; second in queue",
+            },
+        ),
+        # Storage of one machine: the tasks fit on two, and wait for one; so does who is behind.
+        (
+            [waits("a1", demand(2), demand(2), claims=("c",)), waits("b2", demand(1))],
+            [holds("x", demand(2), nodes=("n1",)), holds("y", demand(2), nodes=("n2",))],
+            [node("n1", cpu=4), node("n2", cpu=4)],
+            {
+                "a1": "waiting for 4 CPUs on one machine: 4 of 8 in use by search/x and search/y; first in queue",
+                "b2": "behind p/a1, which waits for 4 CPUs on one machine; second in queue",
+            },
+        ),
+        (
+            [waits("a1", demand(2), demand(2), claims=("c",)), waits("b2", demand(2))],
+            [holds("x", demand(1), nodes=("n1",))],
+            [node("n1", cpu=4), node("n2", cpu=4)],
+            {"a1": "start", "b2": "start"},
+        ),
+        # Who shares such storage goes where it is mounted, and holds up nobody on other machines.
+        (
+            [waits("a1", demand(2), claims=("c", "d")), waits("b2", demand(1)), waits("c3", demand(4))],
+            [holds("x", demand(3), nodes=("n1",), claims=("b", "c"))],
+            [node("n1", cpu=4), node("n2", cpu=4)],
+            {
+                "a1": "waiting for 2 CPUs on n1, where its storage is mounted for search/x; first in queue",
+                "b2": "start",
+                "c3": "waiting for 4 CPUs: 4 of 8 in use by search/x and p/b2; second in queue",
+            },
+        ),
+        (
+            [waits("a1", demand(1), claims=("c",)), waits("b2", demand(4), claims=("c",)), waits("c3", demand(4))],
+            [holds("x", demand(2), nodes=("n1",), claims=("c",))],
+            [node("n1", cpu=4), node("n2", cpu=4)],
+            {
+                "a1": "start",
+                "b2": "waiting for 4 CPUs on n1, where its storage is mounted for search/x, p/a1; first in queue",
+                "c3": "start",
+            },
+        ),
+        (
+            [waits("a1", demand(1), claims=("c", "d"))],
+            [holds("x", demand(1), nodes=("n1",), claims=("c",)), holds("y", demand(1), nodes=("n2",), claims=("d",))],
+            [node("n1", cpu=4), node("n2", cpu=4)],
+            {
+                "a1": "waiting until one machine can mount its storage, which is mounted on n1 and n2 for search/x,"
+                " search/y; first in queue"
+            },
+        ),
+        # Where it is mounted is not known, or that machine is gone: it may go anywhere.
+        (
+            [waits("a1", demand(1), claims=("c",))],
+            [holds("x", demand(1), claims=("c",)), holds("y", demand(1), nodes=("gone",), claims=("c",))],
+            [node("n1", cpu=4), node("n2", cpu=4)],
+            {"a1": "start"},
+        ),
+        (
+            [waits("a1", demand(3), demand(3), claims=("c",)), waits("b2", demand(1))],
+            [],
+            [node("n1", cpu=4), node("n2", cpu=4)],
+            {
+                "a1": "needs 6 CPUs on one machine, and no machines are left that could hold it; first in queue",
+                "b2": "start",
             },
         ),
         # A machine went away: what can't fit any more holds up nobody.
@@ -204,6 +272,31 @@ def test_placement(tasks: list[Demand], free: dict[str, Demand], expected: tuple
 def test_what_will_never_fit(tasks: list[tuple[str, Demand]], expected: list[tuple[str, str]]) -> None:
     nodes = [node("n1", cpu=6, memory=16 * G, gpu=4), node("n2", cpu=10, memory=16 * G)]
     assert size_errors(tasks, nodes) == expected
+
+
+@pytest.mark.parametrize(
+    ("tasks", "expected"),
+    [
+        ([("worker", demand(2))] * 2, []),
+        (
+            [("worker", demand(9))] * 2,
+            [("roles.worker.cpu", "a task asks for 9 CPUs; the largest that would fit is 4 CPUs")],
+        ),
+        (
+            [("chief", demand(1)), ("worker", demand(2)), ("worker", demand(2))],
+            [("roles", "all 3 tasks must find room on one machine, as datastore 'runs' is on a claim that one machine "
+              "alone can mount: they need 5 CPUs and the most that one has is 4 CPUs")],
+        ),
+        (
+            [("chief", demand(1)), ("worker", demand(2, gpu=1))],
+            [("roles", "all 2 tasks must find room on one machine, as datastore 'runs' is on a claim that one machine "
+              "alone can mount: they need 1 GPU and 3 CPUs and no one has that much of everything")],
+        ),
+    ],
+)  # fmt: skip
+def test_what_will_never_fit_on_one_machine(tasks: list[tuple[str, Demand]], expected: list[tuple[str, str]]) -> None:
+    nodes = [node("n1", cpu=4), node("n2", cpu=2, gpu=1)]
+    assert size_errors(tasks, nodes, shared="runs") == expected
 
 
 def wants(state: TrainingState, *, holding: bool = True, attempt: int = 1, **fields: object) -> Desired:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from services.scheduler.frameworks.tensorflow import TensorFlow
-from services.scheduler.model import Capabilities
+from services.scheduler.model import Capabilities, claims_of
 from services.scheduler.spec import find_output, plan_mounts, plan_tasks, spec_errors
 from shared.contracts.datastore import ClaimVolume, LocalVolume, MountableDatastore
 from shared.contracts.training import Mount, Role, Roles, Save, SecretKey
@@ -193,6 +193,20 @@ def test_mounts_are_resolved() -> None:
         assert found is not None
         assert (found[0].datastore, found[1]) == place
     assert find_output(mounts, "output") is None
+
+
+@pytest.mark.parametrize(("workers", "told"), [(0, False), (2, True)])
+def test_what_one_machine_alone_can_mount_is_told_where_there_are_several_tasks(workers: int, told: bool) -> None:
+    single = MountableDatastore(
+        name="o", volume=ClaimVolume(claim_name="o", namespace="n", single_node=True), read_only=False
+    )
+    datastores = {"d": resolved("d", claim=True), "o": single}
+    roles = Roles(chief=Role(), worker=Role(replicas=workers))
+    asked = spec(mounts=(mount("data", "d"), mount("out", "o"), mount("more", "o")), roles=roles)
+    mounts, _, notes = plan_mounts(asked, "t-1", datastores, Capabilities())
+    assert claims_of(mounts) == ("n/o",)
+    words = "all 3 tasks must find room on one machine, as datastore o is on a claim that one machine alone can mount"
+    assert notes == ([words] if told else [])
 
 
 @pytest.mark.parametrize(
