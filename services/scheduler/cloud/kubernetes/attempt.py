@@ -9,6 +9,7 @@ import msgspec
 from services.scheduler.cloud.kubernetes.identity import AttemptKey, Group, Roster
 from services.scheduler.cloud.kubernetes.observing import FINAL, Place, observe
 from services.scheduler.cloud.kubernetes.options import TrainingOptions
+from services.scheduler.cloud.kubernetes.refusals import is_for_good
 from services.scheduler.cloud.kubernetes.seen import JobSeen, PodSeen, Seen, ServiceSeen
 from services.scheduler.model import Demand
 from shared.contracts.training import ROLES, RoleName, Task
@@ -232,7 +233,7 @@ class Attempt:
         said = self._said.get(group, "")
         if task.pods:
             said = task.said if task.pods[-1].uid == task.said_of else ""
-        if not (task.pods and task.pods[-1].trouble):
+        if not (task.pods[-1].trouble if task.pods else is_for_good(said)):
             task.hindered = None
         elif task.hindered is None:
             task.hindered = now

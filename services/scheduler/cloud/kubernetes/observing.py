@@ -11,8 +11,8 @@
     there before, and gone        lost        starting, until its Job gives up; then lost
     deleted by us                 stopped     stopped
 
-Time alone makes verdicts too: on an image that can't be pulled, on a pod that no node takes. They are made only of
-what was looked at anew when the time was up (``Place.sure_at``), for a watch may be blind without knowing.
+Time alone makes verdicts too: on an image that can't be pulled, a pod that is refused, or that no node takes. They are
+made only of what was looked at anew when the time was up (``Place.sure_at``), for a watch may be blind without knowing.
 """
 
 from collections.abc import Sequence
@@ -24,6 +24,7 @@ import msgspec
 from services.scheduler.cloud.kubernetes.endings import shortened
 from services.scheduler.cloud.kubernetes.identity import AttemptKey, Group, address_of
 from services.scheduler.cloud.kubernetes.options import TrainingOptions
+from services.scheduler.cloud.kubernetes.refusals import is_for_good
 from services.scheduler.cloud.kubernetes.seen import JobSeen, PodSeen
 from shared.contracts.training import Task, TaskState
 
@@ -47,7 +48,7 @@ class Place(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         last: the newest of its pods that are gone.
         gone: how many pods of it had started and are gone.
         said: what the cluster says of the pod that waits, or of the Job that has none.
-        hindered: since when the pod has been seen in trouble.
+        hindered: since when the pod has been seen in trouble, or refused for good.
         sure_at: when it was last looked at anew.
     """
 
@@ -184,9 +185,13 @@ def _absent(place: Place, task: Task, now: datetime, options: TrainingOptions) -
     if not place.said:
         return Look(task)
     reason = shortened(f"its pod can't be made: {place.said}")
-    deadline = _after(job.started_at, options.kubernetes_schedule_seconds)
+    own = is_for_good(place.said)
+    if own:
+        deadline = _borne_until(place, job.started_at, options)
+    else:
+        deadline = _after(job.started_at, options.kubernetes_schedule_seconds)
     if place.over(deadline):
-        return Look(_over(task, "lost", _for(reason, job.started_at, now), now))
+        return Look(_over(task, "failed" if own else "lost", _for(reason, job.started_at, now), now))
     return Look(msgspec.structs.replace(task, reason=reason), deadline)
 
 
@@ -211,18 +216,23 @@ def _waiting(
 
 def _hindrance(place: Place, pod: PodSeen, options: TrainingOptions) -> tuple[str, datetime | None, datetime | None]:
     """What is in the way in words, since when, and until when that is borne."""
-    start, schedule = options.kubernetes_start_seconds, options.kubernetes_schedule_seconds
+    schedule = options.kubernetes_schedule_seconds
     if pod.trouble in ("image", "start"):
         since = pod.placed_at or pod.created_at
-        # Where an image takes long, a single failed try ends nothing.
-        deadlines = (_after(since, start), _after(place.hindered, min(start, _TRIES)))
-        return pod.words, since, max((each for each in deadlines if each is not None), default=None)
+        return pod.words, since, _borne_until(place, since, options)
     if not pod.node:
         return pod.words, pod.created_at, _after(pod.created_at, schedule)
     if place.said.startswith(_VOLUME):
         reason = shortened(f"its volumes can't be mounted: {place.said}")
         return reason, pod.placed_at, _after(pod.placed_at, schedule)
     return place.said, pod.placed_at, None
+
+
+def _borne_until(place: Place, since: datetime | None, options: TrainingOptions) -> datetime | None:
+    """Until when trouble is borne that is the task's own; what took long and fails a single time ends nothing."""
+    start = options.kubernetes_start_seconds
+    deadlines = (_after(since, start), _after(place.hindered, min(start, _TRIES)))
+    return max((each for each in deadlines if each is not None), default=None)
 
 
 def _ended(place: Place, pod: PodSeen, task: Task, now: datetime) -> Task:

@@ -11,9 +11,9 @@ class TrainingOptions(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         kubernetes_training_image: what a training runs in that names no image; not set: elearn's own.
         kubernetes_start_seconds: a task whose image can't be pulled, or whose container can't be made, so long after
-            its pod was made has failed, in seconds.
-        kubernetes_schedule_seconds: an attempt of which some pod finds no node, or no volume, for so long is given
-            up and tried again later, in seconds, so that the others do not hold their nodes for nothing.
+            its pod was made has failed, in seconds; so has one whose pod the cluster refuses for so long.
+        kubernetes_schedule_seconds: an attempt of which some pod finds no node, no volume or no quota for so long is
+            given up and tried again later, in seconds, so that the others do not hold their nodes for nothing.
         kubernetes_code_url: where pods reach the scheduler's code server (``http://elearn-scheduler.elearn:8083``);
             not set: code is delivered in Secrets, which holds some megabytes.
         kubernetes_code_port: where this scheduler serves code to pods; 0: it does not.
