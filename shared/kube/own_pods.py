@@ -1,13 +1,18 @@
 """Jobs of elearn's own image: short work on files, in restricted pods without rights to the API. Pure."""
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 import msgspec
 
+from shared.kube.quantities import cores
 from shared.kube.settings import ProjectSettings
 from shared.kube.single_node import neighbours
 
 Document = dict[str, object]
+
+LEAST_LIMITED: Final = "500m"
+"""What a pod of ours gets under a CPU limit: with the little that it asks for otherwise it would start in minutes."""
 
 
 class Mounted(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,6 +76,28 @@ def container_security(*, read_only_root: bool = True) -> Document:
     }
 
 
+def resources_of(
+    settings: ProjectSettings,
+    *,
+    cpu: str,
+    memory: str,
+    most_memory: str = "",
+    gpus: Mapping[str, str] | None = None,
+    least_limited: str = "0",
+) -> Document:
+    """What a container asks for, and may have at the most.
+
+    Args:
+        most_memory: where it may have more than it asks for.
+        gpus: their resource, and how many.
+        least_limited: so much CPU it asks for where it may have no more than that.
+    """
+    limits = {"memory": most_memory or memory, **(gpus or {})}
+    if settings.kubernetes_cpu_limits:
+        cpu = limits["cpu"] = max(cpu, least_limited, key=cores)
+    return {"requests": {"cpu": cpu, "memory": memory}, "limits": limits}
+
+
 def volumes_of(mounts: Sequence[Mounted]) -> tuple[list[Document], list[Document]]:
     """Volumes and their mounts; a claim that is mounted twice is one volume."""
     names: dict[str, str] = {}
@@ -96,7 +123,7 @@ def own_job(job: OwnJob, settings: ProjectSettings) -> Document:
         "imagePullPolicy": settings.kubernetes_image_pull_policy,
         "command": ["python3", "-P", "-m", job.module],
         "env": [{"name": name, "value": value} for name, value in sorted(job.env.items())],
-        "resources": {"requests": {"cpu": job.cpu, "memory": job.memory}, "limits": {"memory": job.memory}},
+        "resources": resources_of(settings, cpu=job.cpu, memory=job.memory, least_limited=LEAST_LIMITED),
         "securityContext": container_security(),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [*mounts, {"name": "tmp", "mountPath": "/tmp"}],  # noqa: S108 - the container's own

@@ -45,6 +45,8 @@ class ProjectSettings(msgspec.Struct, frozen=True, kw_only=True):
         kubernetes_run_as: user and group of our own pods; files that they make are its own.
         kubernetes_root_projects: projects whose tasks may run as the user that their image names, root too, as images
             of TensorFlow do by themselves; ``*``: all of them. The others' run as ``kubernetes_run_as``.
+        kubernetes_cpu_limits: give every pod a CPU limit, equal to what it asks for: a namespace with a quota on
+            ``limits.cpu`` takes no other. Pods may use what their node has to spare otherwise.
     """
 
     kubernetes_project_namespace: str = PROJECT_NAMESPACE
@@ -55,6 +57,7 @@ class ProjectSettings(msgspec.Struct, frozen=True, kw_only=True):
     kubernetes_image_pull_secrets: tuple[str, ...] = ()
     kubernetes_run_as: int = 10001
     kubernetes_root_projects: tuple[str, ...] = ()
+    kubernetes_cpu_limits: bool = False
 
     def namespace_of(self, project: str) -> str:
         """The namespace of a project."""

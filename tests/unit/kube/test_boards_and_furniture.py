@@ -65,6 +65,14 @@ def test_a_board_reads_one_volume_and_may_do_nothing() -> None:
     assert container["readinessProbe"]["httpGet"]["path"].startswith("/v1/p/search/t/ctr-7/board/")
 
 
+def test_a_board_gets_enough_cpu_to_start_where_it_is_limited() -> None:
+    (container,) = pod_of(objects(projects=ProjectSettings(kubernetes_cpu_limits=True)))["containers"]
+    assert container["resources"] == {
+        "requests": {"cpu": "500m", "memory": "512Mi"},
+        "limits": {"memory": "2Gi", "cpu": "500m"},
+    }
+
+
 def test_the_service_finds_the_pod_and_no_training_does() -> None:
     made = objects()
     deployment: dict[str, Any] = marked(made.deployment, "elearn")

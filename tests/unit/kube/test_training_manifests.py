@@ -187,6 +187,27 @@ def test_gpus_are_limits_and_hidden_from_who_asked_for_none() -> None:
 
 
 @pytest.mark.parametrize(
+    ("limited", "cpu", "preparing", "limits"),
+    [
+        (False, "2", {"cpu": "50m", "memory": "64Mi"}, {"memory": "512Mi"}),
+        (True, "2", {"cpu": "2", "memory": "64Mi"}, {"memory": "512Mi", "cpu": "2"}),
+        (True, "10m", {"cpu": "50m", "memory": "64Mi"}, {"memory": "512Mi", "cpu": "50m"}),
+    ],
+)
+def test_cpu_is_limited_where_the_operator_wants_that(
+    limited: bool, cpu: str, preparing: dict[str, str], limits: dict[str, str]
+) -> None:
+    with_limits = setting(projects=ProjectSettings(kubernetes_cpu_limits=limited))
+    roles = Roles(chief=Role(cpu=cpu, memory="1Gi", gpu=1))
+    pod = pod_of(jobs_of(attempt(roles=roles, secrets=("code",), code="sha256:" + "0" * 64), with_limits)["chief"])
+    assert pod["initContainers"][0]["resources"] == {"requests": preparing, "limits": limits}
+    asked = pod["containers"][0]["resources"]
+    assert asked["requests"] == {"cpu": cpu, "memory": "1Gi"}
+    more = {"cpu": cpu} if limited else {}
+    assert asked["limits"] == {"memory": "1Gi", "nvidia.com/gpu": "1", **more}
+
+
+@pytest.mark.parametrize(
     ("roles", "per_index", "role", "expected"),
     [
         (cluster(workers=2, ps=1), True, "worker", {"backoffLimitPerIndex": 10, "podFailurePolicy": True}),

@@ -61,9 +61,14 @@ TWO = replace(
 WHERE = where_of(ONE, installation="elearn", namespace="elearn-search")
 
 
-def rendered(deployment: Deployment = ONE, options: ServingOptions = TENSORFLOW, replicas: int = 2) -> Any:
+def rendered(
+    deployment: Deployment = ONE,
+    options: ServingOptions = TENSORFLOW,
+    replicas: int = 2,
+    settings: ProjectSettings = SETTINGS,
+) -> Any:
     manifest = deployment_manifest(
-        deployment, WHERE, replicas=replicas, settings=SETTINGS, options=options, server=SERVER
+        deployment, WHERE, replicas=replicas, settings=settings, options=options, server=SERVER
     )
     assert_valid(manifest)
     return manifest
@@ -121,6 +126,12 @@ def test_replicas_with_gpus_go_where_others_are_kept_from() -> None:
     assert "tolerations" not in pod(ONE)
     tolerated = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
     assert pod(replace(ONE, gpu=1))["tolerations"] == [tolerated]
+
+
+def test_cpu_is_limited_where_the_operator_wants_that() -> None:
+    limited = rendered(replace(ONE, cpu=2.0), settings=replace(SETTINGS, kubernetes_cpu_limits=True))
+    resources = limited["spec"]["template"]["spec"]["containers"][0]["resources"]
+    assert resources["limits"]["cpu"] == resources["requests"]["cpu"] == "2"
 
 
 def test_tensorflow_serving_is_told_its_versions_and_asked_for_one() -> None:

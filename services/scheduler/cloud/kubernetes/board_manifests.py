@@ -15,7 +15,7 @@ from services.scheduler.cloud.port import BoardPlan
 from shared.contracts.datastore import ClaimVolume
 from shared.errors import Unsupported
 from shared.kube.names import INSTALLATION, PROJECT, ROOM, digest, label_value, object_name
-from shared.kube.own_pods import container_security, pod_security
+from shared.kube.own_pods import LEAST_LIMITED, container_security, pod_security, resources_of
 from shared.kube.settings import ProjectSettings
 from shared.kube.single_node import Neighbours, near, neighbours
 
@@ -153,7 +153,7 @@ def _pod(
             "periodSeconds": 2,
             "timeoutSeconds": 5,
         },
-        "resources": {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"memory": "2Gi"}},
+        "resources": resources_of(projects, cpu="100m", memory="512Mi", most_memory="2Gi", least_limited=LEAST_LIMITED),
         "securityContext": container_security(),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [events, {"name": "tmp", "mountPath": "/tmp"}],  # noqa: S108 - the container's own

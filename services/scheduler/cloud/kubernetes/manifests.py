@@ -36,7 +36,7 @@ from shared.contracts.common import parse_duration
 from shared.contracts.training import RoleName
 from shared.kube.names import INSTALLATION, label_value
 from shared.kube.nodes import GPU, GPU_TOLERATION
-from shared.kube.own_pods import container_security, pod_security
+from shared.kube.own_pods import container_security, pod_security, resources_of
 from shared.kube.quantities import cpu_quantity, memory_quantity
 from shared.kube.settings import ProjectSettings
 
@@ -184,7 +184,7 @@ def _pod(attempt: Attempt, group: Group, framework: Framework, setting: Setting)
         **attempt.mounts.beside.affinity(),
     }
     if attempt.prepared:
-        pod["initContainers"] = [_preparing(attempt, setting)]
+        pod["initContainers"] = [_preparing(attempt, group, setting)]
     if projects.kubernetes_image_pull_secrets:
         pod["imagePullSecrets"] = [{"name": name} for name in projects.kubernetes_image_pull_secrets]
     if options.kubernetes_priority_class:
@@ -220,7 +220,7 @@ def _task(attempt: Attempt, group: Group, framework: Framework, setting: Setting
         "command": list(words),
         "env": _environment(attempt, group, framework, setting),
         "ports": [{"name": "tensorflow", "containerPort": TASK_PORT, "protocol": "TCP"}],
-        "resources": _resources(group.demand),
+        "resources": _resources(group.demand, projects),
         "securityContext": ({"allowPrivilegeEscalation": False} if root else container_security(read_only_root=False)),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [*mounts, *attempt.mounts.task],
@@ -228,7 +228,7 @@ def _task(attempt: Attempt, group: Group, framework: Framework, setting: Setting
     return {**task, "workingDir": WORKSPACE} if attempt.in_workspace else task
 
 
-def _preparing(attempt: Attempt, setting: Setting) -> Document:
+def _preparing(attempt: Attempt, group: Group, setting: Setting) -> Document:
     mounted, projects = attempt.mounts, setting.projects
     told = Preparation(
         code=attempt.launch.spec.code or "",
@@ -248,7 +248,10 @@ def _preparing(attempt: Attempt, setting: Setting) -> Document:
         "imagePullPolicy": projects.kubernetes_image_pull_policy,
         "command": ["python3", "-P", "-m", MODULE],
         "env": [{"name": VARIABLE, "value": _escaped(msgspec.json.encode(told).decode())}],
-        "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": "512Mi"}},
+        # It ends before its task begins: a pod holds the most that one of the two asks for.
+        "resources": resources_of(
+            projects, cpu="50m", memory="64Mi", most_memory="512Mi", least_limited=cpu_quantity(group.demand.cpu)
+        ),
         "securityContext": {**container_security(), "runAsNonRoot": True, "runAsUser": run_as, "runAsGroup": run_as},
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": mounts,
@@ -310,12 +313,9 @@ def _environment(attempt: Attempt, group: Group, framework: Framework, setting: 
     return [known if group.first else late, *told, *secrets]
 
 
-def _resources(demand: Demand) -> Document:
-    memory = memory_quantity(demand.memory)
-    limits: Document = {"memory": memory}
-    if demand.gpu:
-        limits[GPU] = str(demand.gpu)
-    return {"requests": {"cpu": cpu_quantity(demand.cpu), "memory": memory}, "limits": limits}
+def _resources(demand: Demand, projects: ProjectSettings) -> Document:
+    gpus = {GPU: str(demand.gpu)} if demand.gpu else {}
+    return resources_of(projects, cpu=cpu_quantity(demand.cpu), memory=memory_quantity(demand.memory), gpus=gpus)
 
 
 def image_of(image: str | None, setting: Setting) -> str:

@@ -19,7 +19,7 @@ from shared.contracts.datastore import ClaimVolume
 from shared.errors import Unsupported
 from shared.kube.names import PROJECT, ROOM, object_name
 from shared.kube.nodes import GPU, GPU_TOLERATION
-from shared.kube.own_pods import container_security, pod_security
+from shared.kube.own_pods import container_security, pod_security, resources_of
 from shared.kube.quantities import cpu_quantity, memory_quantity
 from shared.kube.settings import ProjectSettings
 from shared.kube.single_node import neighbours
@@ -162,7 +162,7 @@ def deployment_manifest(
         "command": _command(own=own),
         "ports": [{"name": "grpc", "containerPort": GRPC}, {"name": "rest", "containerPort": REST}],
         "env": _environment(deployment),
-        "resources": _resources(deployment, server),
+        "resources": _resources(deployment, server, settings),
         "securityContext": container_security(),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         **_probes(deployment, server, own=own),
@@ -315,13 +315,11 @@ def _environment(deployment: Deployment) -> list[Document]:
     return env
 
 
-def _resources(deployment: Deployment, server: ServerOptions) -> Document:
+def _resources(deployment: Deployment, server: ServerOptions, settings: ProjectSettings) -> Document:
     memory = memory_quantity(deployment.memory or server.memory)
-    limits: Document = {"memory": memory}
-    if deployment.gpu:
-        limits[GPU] = str(deployment.gpu)
+    gpus = {GPU: str(deployment.gpu)} if deployment.gpu else {}
     cpu = cpu_quantity(deployment.cpu if deployment.cpu is not None else server.cpu)
-    return {"requests": {"cpu": cpu, "memory": memory}, "limits": limits}
+    return resources_of(settings, cpu=cpu, memory=memory, gpus=gpus)
 
 
 def _probes(deployment: Deployment, server: ServerOptions, *, own: bool) -> Document:
