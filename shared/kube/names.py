@@ -14,6 +14,8 @@ DEFAULT_INSTALLATION: Final = "elearn"
 PROJECT_NAMESPACE: Final = "elearn-{project}"
 LONGEST_NAME: Final = 63
 LONGEST_LABEL: Final = 63
+LONGEST_PROJECT: Final = 40
+"""Characters of a project's name, as :data:`shared.contracts.common.Name` lets it have them."""
 
 _ALPHABET: Final = "bcdfghjklmnpqrstvwxz2456789"  # no vowels, so that no words come out
 _HASH: Final = 8  # characters: a collision within a million names is one in half a million
@@ -72,6 +74,21 @@ def project_namespace(project: str, pattern: str = PROJECT_NAMESPACE) -> str:
     if len(name) > LONGEST_NAME or not re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", name):
         raise ValueError(f"{name!r}, made of {pattern!r}, can't be the name of a namespace")
     return name
+
+
+def pattern_problem(pattern: str) -> str:
+    """Why not every project gets a namespace by a pattern; "": each does."""
+    longest = pattern.replace("{project}", "p" * LONGEST_PROJECT)
+    if len(longest) > LONGEST_NAME:
+        return (
+            f"{pattern!r} makes names of up to {len(longest)} characters, as a project's own has up to"
+            f" {LONGEST_PROJECT}, and a namespace's has {LONGEST_NAME} at the most: shorten it"
+        )
+    try:
+        project_namespace("p" * LONGEST_PROJECT, pattern)
+    except ValueError:
+        return f"{pattern!r} makes no legal name of a namespace: lower-case letters, digits, dashes, and {{project}}"
+    return ""
 
 
 def label_value(text: str) -> str:

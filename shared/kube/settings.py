@@ -4,7 +4,8 @@ from typing import Literal
 
 import msgspec
 
-from shared.kube.names import DEFAULT_INSTALLATION, PROJECT_NAMESPACE, project_namespace
+from shared.errors import Unsupported
+from shared.kube.names import DEFAULT_INSTALLATION, PROJECT_NAMESPACE, pattern_problem, project_namespace
 
 
 class KubernetesSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,7 +36,8 @@ class ProjectSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Where projects lie in the cluster and how elearn's own pods run there: read by every room alike.
 
     Attributes:
-        kubernetes_project_namespace: name of a project's namespace; ``{project}`` stands for the project's name.
+        kubernetes_project_namespace: name of a project's namespace; ``{project}`` stands for the project's name, and
+            23 characters besides are the most that fit.
         kubernetes_create_namespaces: make a project's namespace where it is missing.
         kubernetes_projects: the only projects there are: their namespaces alone are looked into, and rights are needed
             in no others. None named: any project, and rights in all namespaces.
@@ -47,6 +49,9 @@ class ProjectSettings(msgspec.Struct, frozen=True, kw_only=True):
             of TensorFlow do by themselves; ``*``: all of them. The others' run as ``kubernetes_run_as``.
         kubernetes_cpu_limits: give every pod a CPU limit, equal to what it asks for: a namespace with a quota on
             ``limits.cpu`` takes no other. Pods may use what their node has to spare otherwise.
+
+    Raises:
+        Unsupported: not every project would get a namespace.
     """
 
     kubernetes_project_namespace: str = PROJECT_NAMESPACE
@@ -58,6 +63,10 @@ class ProjectSettings(msgspec.Struct, frozen=True, kw_only=True):
     kubernetes_run_as: int = 10001
     kubernetes_root_projects: tuple[str, ...] = ()
     kubernetes_cpu_limits: bool = False
+
+    def __post_init__(self) -> None:
+        if problem := pattern_problem(self.kubernetes_project_namespace):
+            raise Unsupported(f"ELEARN_KUBERNETES_PROJECT_NAMESPACE: {problem}")
 
     def namespace_of(self, project: str) -> str:
         """The namespace of a project."""

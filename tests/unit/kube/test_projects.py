@@ -1,8 +1,22 @@
 """Namespaces of projects: who makes them, and which pod security they enforce."""
 
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
 import pytest
 
+from services.datastore import app as datastore_app
+from services.registry import app as registry_app
+from services.scheduler import app as scheduler_app
+from services.serving import app as serving_app
+from shared.contracts.common import Name
+from shared.errors import Unsupported
 from shared.kube import Cluster
+from shared.kube.names import LONGEST_PROJECT
 from shared.kube.projects import POD_SECURITY, Projects
 from shared.kube.resources import NAMESPACES
 from shared.kube.settings import ProjectSettings
@@ -60,3 +74,57 @@ async def test_what_somebody_else_has_said_of_our_namespace_stays(server: KubeSe
     )
     await Projects(cluster, ROOT).ensure("vision")
     assert server.store.need(NAMESPACES, namespace)["metadata"]["labels"][POD_SECURITY] == "restricted"
+
+
+# -- patterns of their names ------------------------------------------------------------------------------------------
+
+KUBECONFIG = """
+current-context: c
+contexts: [{name: c, context: {cluster: c, user: u}}]
+clusters: [{name: c, cluster: {server: "http://127.0.0.1:1"}}]
+users: [{name: u, user: {}}]
+"""
+NO_ROOM = "company-machine-learning-{project}"
+
+
+@pytest.mark.parametrize("pattern", ["elearn-{project}", "{project}", "all", "a" * 23 + "{project}", "a" * 63])
+def test_patterns_that_have_room_for_every_project(pattern: str) -> None:
+    settings = ProjectSettings(kubernetes_project_namespace=pattern)
+    assert len(settings.namespace_of("p" * LONGEST_PROJECT)) <= 63
+
+
+@pytest.mark.parametrize(
+    ("pattern", "words"),
+    [
+        (NO_ROOM, "makes names of up to 65 characters.*63 at the most: shorten it"),
+        ("{project}-{project}", "up to 81 characters"),
+        ("a" * 64, "up to 64 characters"),
+        ("elearn-{name}", "'elearn-{name}' makes no legal name"),
+        ("Elearn-{project}", "makes no legal name"),
+        ("elearn-", "makes no legal name"),
+    ],
+)
+def test_patterns_that_have_not_are_refused(pattern: str, words: str) -> None:
+    with pytest.raises(Unsupported, match=f"ELEARN_KUBERNETES_PROJECT_NAMESPACE: .*{words}"):
+        ProjectSettings(kubernetes_project_namespace=pattern)
+
+
+def test_the_longest_project_is_as_long_as_a_name_may_be() -> None:
+    assert msgspec.convert("p" * LONGEST_PROJECT, Name)
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert("p" * (LONGEST_PROJECT + 1), Name)
+
+
+@pytest.mark.parametrize("room", [scheduler_app, datastore_app, registry_app, serving_app])
+def test_every_room_refuses_to_start_with_one(room: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "kubeconfig").write_text(KUBECONFIG)
+    monkeypatch.setenv("ELEARN_KUBECONFIG", str(tmp_path / "kubeconfig"))
+    monkeypatch.setenv("ELEARN_KUBERNETES_PROJECT_NAMESPACE", NO_ROOM)
+    compose: Callable[[Any, Any], Awaitable[object]] = room.compose
+    settings = room.Settings(nats_url="", postgres_url="", home=tmp_path, cloud="kubernetes")
+    with pytest.raises(Unsupported, match="shorten it"):
+        asyncio.run(_composed(compose, settings))
+
+
+async def _composed(compose: Callable[[Any, Any], Awaitable[object]], settings: Any) -> object:
+    return await compose(SimpleNamespace(database=None, outbox=None, bus=None, wake=None), settings)
