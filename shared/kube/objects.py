@@ -340,12 +340,15 @@ def is_true(conditions: tuple[Condition, ...], kind: str) -> bool:
 
 
 def owner_reference(api_version: str, kind: str, metadata: Metadata, *, controller: bool = False) -> dict[str, object]:
-    """A manifest's reference to its owner: when that goes, it goes too."""
+    """A manifest's reference to its owner: when that goes, it goes too.
+
+    Nothing of ours is deleted in the foreground, so nothing blocks its owner: on some clusters that takes a right to
+    the owner's finalizers.
+    """
     reference: dict[str, object] = {
         "apiVersion": api_version,
         "kind": kind,
         "name": metadata.name,
         "uid": metadata.uid,
-        "blockOwnerDeletion": True,
     }
     return {**reference, "controller": True} if controller else reference

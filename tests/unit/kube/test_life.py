@@ -182,7 +182,7 @@ async def test_deleting_the_owner_of_jobs_ends_their_pods(
     service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "train"}, "spec": {"clusterIP": "None"}}
     owner = await cluster.apply(service)
     owned = job()
-    owned["metadata"]["ownerReferences"] = [owner_reference("v1", "Service", owner)]
+    owned["metadata"]["ownerReferences"] = [{**owner_reference("v1", "Service", owner), "blockOwnerDeletion": True}]
     await cluster.apply(owned)
     life.run("train")
     await cluster.delete(SERVICES, "train", propagation="Foreground")

@@ -15,6 +15,7 @@ from shared.kube.errors import Asked, error_of, read_status
 from shared.kube.known import Known, News, older
 from shared.kube.manifest import head_of, marked
 from shared.kube.names import INSTALLATION, field_manager, label_value, labels_of, object_name, selector_text
+from shared.kube.objects import Metadata, owner_reference
 from shared.kube.quantities import cores, cpu_quantity, memory_quantity, quantity, whole
 from shared.kube.resources import ALL, JOBS, NODES, PODS, resource_of
 from tests.support.kube import schema_errors
@@ -169,6 +170,12 @@ def test_marking_leaves_the_drivers_own_document_alone() -> None:
 def test_a_manifest_of_no_kind_is_our_own_fault(broken: dict[str, Any]) -> None:
     with pytest.raises(Internal, match="manifest of ours"):
         head_of(broken, "ns")
+
+
+def test_an_owner_waits_for_nobody() -> None:
+    """Whoever says that it does needs ``update`` on its finalizers where OwnerReferencesPermissionEnforcement is on."""
+    reference = owner_reference("v1", "Service", Metadata(name="a", uid="1"))
+    assert reference == {"apiVersion": "v1", "kind": "Service", "name": "a", "uid": "1"}
 
 
 def test_schemas_of_the_oldest_and_the_newest_are_checked() -> None:
