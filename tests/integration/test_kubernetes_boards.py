@@ -21,6 +21,7 @@ from shared.contracts.datastore import ClaimVolume
 from shared.errors import Unavailable, Unsupported
 from shared.kube import Cluster
 from shared.kube.access import Right
+from shared.kube.names import PROJECT
 from shared.kube.projects import Projects
 from shared.kube.resources import (
     DEPLOYMENTS,
@@ -307,6 +308,23 @@ async def test_no_right_to_make_an_account_asks_for_one(bench: Bench) -> None:
     bench.furniture.forget(NAMESPACE)
     with pytest.raises(Unavailable, match=f"ServiceAccount {SERVICE_ACCOUNT} in namespace {NAMESPACE}"):
         await bench.furniture.ensure("search")
+
+
+async def test_every_project_of_a_namespace_gets_its_own_policies(bench: Bench) -> None:
+    shared = ProjectSettings(kubernetes_project_namespace="work")
+    furniture = Furniture(bench.cluster, shared, Projects(bench.cluster, shared))
+    for _ in range(2):
+        for project in ("search", "ads"):
+            assert await furniture.ensure(project) == "work"
+    policies = bench.server.store.all(NETWORK_POLICIES, "work")
+    selected = sorted(each["spec"]["podSelector"]["matchLabels"][PROJECT] for each in policies)
+    assert selected == ["ads", "ads", "search", "search"]
+    for each in policies:
+        bench.server.store.finish(NETWORK_POLICIES, each["metadata"]["name"], "work")
+    furniture.forget("work")
+    for project in ("search", "ads"):
+        await furniture.ensure(project)
+    assert len(bench.server.store.all(NETWORK_POLICIES, "work")) == 4
 
 
 async def test_two_installations_share_a_namespace(bench: Bench) -> None:

@@ -45,7 +45,7 @@ def test_everything_is_what_kubernetes_takes() -> None:
     assert_valid(marked(made.service, "elearn"), marked(made.deployment, "elearn"))
     assert pod_of(made)["imagePullSecrets"] == [{"name": "registry"}]
     for control in (None, "", "elearn"):
-        policies = policy_manifests(NAMESPACE, "elearn", control=control)
+        policies = policy_manifests("search", NAMESPACE, "elearn", control=control)
         assert_valid(*(marked(each, "elearn") for each in policies))
     assert_valid(marked(account_manifest(NAMESPACE), "elearn"))
 
@@ -137,7 +137,7 @@ def _matches(policy: dict[str, Any], labels: dict[str, str]) -> bool:
 
 
 def _policies(control: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    training, board = policy_manifests(NAMESPACE, "elearn", control=control)
+    training, board = policy_manifests("search", NAMESPACE, "elearn", control=control)
     return training, board
 
 
@@ -180,11 +180,19 @@ def test_who_may_reach_boards(control: str | None, ingress: list[Any]) -> None:
     assert _policies(control)[1]["spec"]["ingress"] == ingress
 
 
-def test_tasks_hear_from_tasks_alone() -> None:
+def test_tasks_hear_from_tasks_of_their_project_alone() -> None:
+    """Several projects may share a namespace."""
     task = _labels({"labels": attempt_labels(AttemptKey("search", "ctr-7", 2))})
-    ((peer,),) = (rule["from"] for rule in _policies("elearn")[0]["spec"]["ingress"])
+    stranger = _labels({"labels": attempt_labels(AttemptKey("ads", "ctr-7", 2))})
+    policy = _policies("elearn")[0]
+    ((peer,),) = (rule["from"] for rule in policy["spec"]["ingress"])
     assert peer["podSelector"]["matchLabels"].items() <= task.items()
     assert "namespaceSelector" not in peer
+    assert not peer["podSelector"]["matchLabels"].items() <= stranger.items()
+    assert not _matches(policy, stranger)
+    others = policy_manifests("ads", NAMESPACE, "elearn", control=None)
+    names = {each["metadata"]["name"] for each in (*_policies(None), *others)}  # type: ignore[index]
+    assert len(names) == 4
 
 
 def test_the_account_of_tasks_has_no_token() -> None:

@@ -1,8 +1,9 @@
 """What the namespace of each project needs before anything of ours runs in it.
 
 ServiceAccount    of tasks: it has no token and no rights
-NetworkPolicies   tasks hear from tasks of the same namespace alone; TensorBoards from the control plane. Both may call
-                  whom they like: data, package indexes, the services of other people
+NetworkPolicies   tasks hear from tasks of their project alone; TensorBoards from the control plane. Both may call whom
+                  they like: data, package indexes, the services of other people. Each project has its own, as several
+                  may share a namespace
 """
 
 import asyncio
@@ -19,7 +20,7 @@ from shared.kube.access import Right
 from shared.kube.client import Cluster
 from shared.kube.errors import FieldConflict, Foreign, MissingRight
 from shared.kube.manifest import Manifest
-from shared.kube.names import INSTALLATION, ROOM, label_value, object_name
+from shared.kube.names import INSTALLATION, PROJECT, ROOM, label_value, object_name
 from shared.kube.objects import Partial
 from shared.kube.projects import Projects
 from shared.kube.resources import NAMESPACES, NETWORK_POLICIES, SERVICE_ACCOUNTS
@@ -45,13 +46,13 @@ def account_manifest(namespace: str) -> Document:
     }
 
 
-def policy_manifests(namespace: str, installation: str, *, control: str | None) -> tuple[Document, ...]:
+def policy_manifests(project: str, namespace: str, installation: str, *, control: str | None) -> tuple[Document, ...]:
     """Who may call tasks and TensorBoards; probes of the kubelet and forwarded ports always get through.
 
     Args:
         control: the namespace whose pods may reach TensorBoards; "": nobody's; None: everybody may.
     """
-    ours = {ROOM: ROOM_NAME, INSTALLATION: label_value(installation)}
+    ours = {ROOM: ROOM_NAME, INSTALLATION: label_value(installation), PROJECT: project}
     tasks, boards = {**ours, WORK: TRAINING_WORK}, {**ours, WORK: BOARD_WORK}
     to_boards: list[Document] = []
     if control is None:
@@ -60,8 +61,8 @@ def policy_manifests(namespace: str, installation: str, *, control: str | None) 
         peer = {"namespaceSelector": {"matchLabels": {_NAMESPACE_NAME: control}}}
         to_boards = [{"from": [peer], "ports": _BOARD_PORTS}]
     return (
-        _policy(object_name(installation, "elearn", "tasks"), namespace, tasks, [{"from": [_pods(tasks)]}]),
-        _policy(object_name(installation, "elearn", "boards"), namespace, boards, to_boards),
+        _policy(object_name(installation, "elearn", "tasks", project), namespace, tasks, [{"from": [_pods(tasks)]}]),
+        _policy(object_name(installation, "elearn", "boards", project), namespace, boards, to_boards),
     )
 
 
@@ -96,7 +97,7 @@ class Furniture:
         self._settings = settings
         self._projects = projects
         self._boards_for_all = boards_for_all
-        self._furnished: dict[str, float] = {}
+        self._furnished: dict[str, dict[str, float]] = {}
         self._furnishing = asyncio.Lock()
         self._told: set[str] = set()
 
@@ -123,13 +124,13 @@ class Furniture:
             self._furnished.pop(self._projects.namespace(project), None)
         namespace = await self._projects.ensure(project)
         loop = asyncio.get_running_loop()
-        if self._furnished.get(namespace, 0.0) > loop.time():
+        if self._furnished.get(namespace, {}).get(project, 0.0) > loop.time():
             return namespace
         async with self._furnishing:
-            if self._furnished.get(namespace, 0.0) <= loop.time():
+            if self._furnished.get(namespace, {}).get(project, 0.0) <= loop.time():
                 await self._make_account(namespace)
-                await self._make_policies(namespace)
-                self._furnished[namespace] = loop.time() + _HOLDS_SECONDS
+                await self._make_policies(project, namespace)
+                self._furnished.setdefault(namespace, {})[project] = loop.time() + _HOLDS_SECONDS
         return namespace
 
     def forget(self, namespace: str) -> None:
@@ -159,9 +160,11 @@ class Furniture:
             return True
         return found is not None
 
-    async def _make_policies(self, namespace: str) -> None:
+    async def _make_policies(self, project: str, namespace: str) -> None:
         control = None if self._boards_for_all and not self._cluster.home else self._cluster.home
-        manifests: tuple[Manifest, ...] = policy_manifests(namespace, self._cluster.installation, control=control)
+        manifests: tuple[Manifest, ...] = policy_manifests(
+            project, namespace, self._cluster.installation, control=control
+        )
         for manifest in manifests:
             try:
                 await self._cluster.apply(manifest)
