@@ -349,3 +349,22 @@ def test_what_is_done_otherwise_is_told() -> None:
     told = notes("search", spec(), setting())
     assert any("elearn:dev" in note for note in told)
     assert any("user 10001" in note for note in told)
+
+
+@pytest.mark.parametrize(
+    ("roles", "image", "of_the_operator", "told"),
+    [
+        (Roles(chief=Role(gpu=1)), None, "", True),
+        (Roles(chief=Role(), worker=Role(gpus=3, gpus_per_task=2)), None, "", True),
+        (Roles(chief=Role()), None, "", False),
+        (Roles(chief=Role(), worker=Role(replicas=0, gpu=1)), None, "", False),
+        (Roles(chief=Role(gpu=1)), "tensorflow/tensorflow:2.21.0-gpu", "", False),
+        (Roles(chief=Role(gpu=1)), None, "tensorflow/tensorflow:2.21.0-gpu", False),
+    ],
+)
+def test_gpus_that_elearns_own_image_can_not_use_are_told(
+    roles: Roles, image: str | None, of_the_operator: str, told: bool
+) -> None:
+    with_image = setting(options=TrainingOptions(kubernetes_training_image=of_the_operator))
+    found = notes("search", spec(roles=roles, image=image), with_image)
+    assert any("computes on CPUs" in note for note in found) is told

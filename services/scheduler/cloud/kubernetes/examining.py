@@ -4,6 +4,7 @@ import re
 from typing import Final
 
 from services.scheduler.cloud.kubernetes.manifests import Setting, image_of
+from services.scheduler.spec import roles_of
 from shared.contracts.problem import FieldError
 from shared.contracts.training import TrainingSpec
 
@@ -33,6 +34,12 @@ def notes(project: str, spec: TrainingSpec, setting: Setting) -> tuple[str, ...]
     told = []
     if spec.image is None:
         told.append(f"no image is named: tasks run in {image_of(None, setting)}")
+        if not setting.options.kubernetes_training_image and _wants_gpus(spec):
+            told.append("elearn's own image computes on CPUs: name one that uses GPUs, or they are held for nothing")
     if not setting.projects.may_be_root(project):
         told.append(f"tasks run as user {setting.projects.kubernetes_run_as}, whatever the image says")
     return tuple(told)
+
+
+def _wants_gpus(spec: TrainingSpec) -> bool:
+    return any(role.gpu or role.gpus for role in roles_of(spec).values())
