@@ -255,6 +255,43 @@ def test_pods_are_found_again_by_their_labels() -> None:
     assert (roster.restarts, roster.released) == (10, False)
 
 
+def test_labels_of_the_training_are_on_its_jobs_and_pods_below_ours() -> None:
+    one = attempt(labels={"team": "search", "cost.example.org/center": "4711", "elearn.dev/role": "ps"})
+    job = jobs_of(one)["chief"]
+    for labels in (job["metadata"]["labels"], job["spec"]["template"]["metadata"]["labels"]):
+        assert (labels["team"], labels["cost.example.org/center"]) == ("search", "4711")
+        assert labels["elearn.dev/role"] == "chief"
+    service: Any = service_manifest(KEY, one.groups, NAMESPACE, setting())
+    assert "team" not in service["spec"]["selector"]
+
+
+@pytest.mark.parametrize(
+    ("key", "owner"),
+    [
+        ("team", None),
+        ("cost.example.org/center", None),
+        ("notkubernetes.io/x", None),
+        ("x-k8s.io/x", None),
+        ("elearn.dev.example.org/x", None),
+        ("example.org/job-name", None),
+        ("elearn.dev/project", "elearn"),
+        ("more.elearn.dev/x", "elearn"),
+        ("job-name", "Kubernetes"),
+        ("controller-uid", "Kubernetes"),
+        ("kubernetes.io/x", "Kubernetes"),
+        ("batch.kubernetes.io/job-completion-index", "Kubernetes"),
+        ("app.kubernetes.io/managed-by", "Kubernetes"),
+        ("k8s.io/x", "Kubernetes"),
+        ("node.k8s.io/x", "Kubernetes"),
+        ("kueue.x-k8s.io/pod-group-name", "Kueue"),
+    ],
+)
+def test_labels_that_belong_to_others_are_refused(key: str, owner: str | None) -> None:
+    errors = spec_errors(spec(labels={"a": "b", key: "x"}))
+    told = [] if owner is None else [(f"labels.{key}", f"belongs to {owner}: choose another label")]
+    assert [(error.field, error.message) for error in errors] == told
+
+
 def test_pods_are_restricted_unless_the_project_may_be_root() -> None:
     pod = pod_of(jobs_of(attempt())["chief"])
     assert pod["securityContext"]["runAsNonRoot"] is True

@@ -17,8 +17,22 @@ _IMAGE: Final = re.compile(
 """The grammar of references to images of the container registries' own library, ``distribution/reference``."""
 
 
+_OWNERS: Final = {
+    "elearn.dev": "elearn",
+    "kubernetes.io": "Kubernetes",
+    "k8s.io": "Kubernetes",
+    "kueue.x-k8s.io": "Kueue",
+}
+"""Whose labels have these prefixes, and those of domains below them."""
+_OF_KUBERNETES: Final = frozenset({"controller-uid", "job-name"})
+
+
 def spec_errors(spec: TrainingSpec) -> list[FieldError]:
     """What can't be."""
+    return [*_image_errors(spec), *_label_errors(spec)]
+
+
+def _image_errors(spec: TrainingSpec) -> list[FieldError]:
     if spec.image is None:
         return []
     if spec.image.startswith(_VENV):
@@ -27,6 +41,23 @@ def spec_errors(spec: TrainingSpec) -> list[FieldError]:
     if not _IMAGE.fullmatch(spec.image):
         return [FieldError(field="image", message=f"{spec.image!r} is no name of a container image")]
     return []
+
+
+def _label_errors(spec: TrainingSpec) -> list[FieldError]:
+    """They go to Jobs and pods, where some mean something."""
+    return [
+        FieldError(field=f"labels.{key}", message=f"belongs to {owner}: choose another label")
+        for key in spec.labels
+        if (owner := _owner(key))
+    ]
+
+
+def _owner(label: str) -> str:
+    """Who gives a label its meaning; "" where it is the user's own."""
+    prefix, slash, _ = label.rpartition("/")
+    if not slash:
+        return "Kubernetes" if label in _OF_KUBERNETES else ""
+    return next((whose for domain, whose in _OWNERS.items() if f".{prefix}".endswith(f".{domain}")), "")
 
 
 def notes(project: str, spec: TrainingSpec, setting: Setting) -> tuple[str, ...]:

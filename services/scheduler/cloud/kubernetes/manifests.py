@@ -127,7 +127,7 @@ def job_manifest(attempt: Attempt, group: Group, framework: Framework, owner: Do
     Args:
         owner: a reference to the Service.
     """
-    labels = group_labels(attempt.key, group)
+    labels = {**attempt.launch.spec.labels, **group_labels(attempt.key, group)}
     spec: Document = {
         "suspend": True,
         "completionMode": "Indexed",
