@@ -8,7 +8,9 @@ import msgspec
 
 from services.scheduler.cloud.kubernetes.attempts import Attempts, SeenService, listed_attempt
 from services.scheduler.cloud.kubernetes.identity import (
+    HELD_BACK,
     INDEX,
+    QUEUE,
     ROSTER,
     AttemptKey,
     Group,
@@ -55,10 +57,25 @@ def service(*groups: Group, released: bool = True, restarts: int = 3, **metadata
     return msgspec.convert({"metadata": about}, SeenService)
 
 
-def job(of: Group, *, suspend: bool = False, failed: str = "", **status: Any) -> Job:
+def job(
+    of: Group,
+    *,
+    suspend: bool = False,
+    failed: str = "",
+    queue: str = "",
+    held_back: bool = False,
+    generation: int = 1,
+    **status: Any,
+) -> Job:
     if failed:
         status["conditions"] = [{"type": "Failed", "status": "True", "reason": "X", "message": failed}]
-    about = {"name": f"s-{of.suffix}", "namespace": "elearn-vision", "labels": group_labels(KEY, of)}
+    about = {
+        "name": f"s-{of.suffix}",
+        "namespace": "elearn-vision",
+        "labels": {**group_labels(KEY, of), **({QUEUE: queue} if queue else {})},
+        "annotations": {HELD_BACK: "true"} if held_back else {},
+        "generation": generation,
+    }
     document = {"metadata": about, "spec": {"suspend": suspend}, "status": {"startTime": stamp(0), **status}}
     return msgspec.convert(document, Job)
 

@@ -8,6 +8,8 @@ import pytest
 
 from services.scheduler.cloud.kubernetes.examining import notes, spec_errors
 from services.scheduler.cloud.kubernetes.identity import (
+    QUEUE,
+    QUEUE_PRIORITY,
     ROSTER,
     AttemptKey,
     Roster,
@@ -28,6 +30,7 @@ from services.scheduler.spec import plan_tasks
 from shared.codec import decode_json
 from shared.contracts.datastore import ClaimVolume, LocalVolume
 from shared.contracts.training import Role, Roles, SecretKey
+from shared.errors import Unsupported
 from shared.kube.settings import ProjectSettings
 from tests.support.kube import assert_valid
 from tests.support.trainings import cluster, spec
@@ -284,12 +287,51 @@ def test_labels_of_the_training_are_on_its_jobs_and_pods_below_ours() -> None:
         ("k8s.io/x", "Kubernetes"),
         ("node.k8s.io/x", "Kubernetes"),
         ("kueue.x-k8s.io/pod-group-name", "Kueue"),
+        ("kueue.x-k8s.io/queue-name", None),
     ],
 )
 def test_labels_that_belong_to_others_are_refused(key: str, owner: str | None) -> None:
     errors = spec_errors(spec(labels={"a": "b", key: "x"}))
     told = [] if owner is None else [(f"labels.{key}", f"belongs to {owner}: choose another label")]
     assert [(error.field, error.message) for error in errors] == told
+
+
+@pytest.mark.parametrize(
+    ("labels", "default", "expected"),
+    [
+        ({}, "", {}),
+        ({}, "team", {QUEUE: "team"}),
+        ({QUEUE: "own"}, "team", {QUEUE: "own"}),
+        ({QUEUE: "own", QUEUE_PRIORITY: "high"}, "", {QUEUE: "own", QUEUE_PRIORITY: "high"}),
+        ({QUEUE_PRIORITY: "high"}, "team", {QUEUE: "team", QUEUE_PRIORITY: "high"}),
+    ],
+)
+def test_the_queue_is_on_the_jobs_and_not_on_the_pods(
+    labels: dict[str, str], default: str, expected: dict[str, str]
+) -> None:
+    options = TrainingOptions(kubernetes_queue=default)
+    for job in jobs_of(attempt(labels=labels, roles=cluster(workers=1)), setting(options=options)).values():
+        assert {key: value for key, value in job["metadata"]["labels"].items() if "kueue" in key} == expected
+        assert not any("kueue" in key for key in job["spec"]["template"]["metadata"]["labels"])
+        assert job["spec"]["suspend"] is True
+
+
+@pytest.mark.parametrize(
+    ("labels", "default", "field", "words"),
+    [
+        ({QUEUE: "Team_A"}, "", QUEUE, "'Team_A' can't be the name of a queue"),
+        ({QUEUE: ""}, "team", QUEUE, "'' can't be the name of a queue"),
+        ({QUEUE_PRIORITY: "high"}, "", QUEUE_PRIORITY, "means something only beside kueue.x-k8s.io/queue-name"),
+    ],
+)
+def test_what_kueue_could_not_take_is_refused(labels: dict[str, str], default: str, field: str, words: str) -> None:
+    (error,) = spec_errors(spec(labels=labels), default)
+    assert (error.field, error.message) == (f"labels.{field}", words)
+
+
+def test_a_default_queue_that_can_not_be_is_refused_at_start() -> None:
+    with pytest.raises(Unsupported, match="ELEARN_KUBERNETES_QUEUE: 'No Queue' can't be"):
+        TrainingOptions(kubernetes_queue="No Queue")
 
 
 def test_pods_are_restricted_unless_the_project_may_be_root() -> None:

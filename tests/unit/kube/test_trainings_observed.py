@@ -203,6 +203,42 @@ def test_one_look(of: Group, pods: list[Pod], told: Job | None, state: str, reas
     assert task.exit_code is None or task.signal is None
 
 
+QUEUED: dict[str, Any] = {"queue": "team", "suspend": True}
+TAKEN_BACK: dict[str, Any] = {**QUEUED, "generation": 3}
+
+
+@pytest.mark.parametrize(
+    ("of", "pods", "told", "state", "reason"),
+    [
+        (FAIL, [], QUEUED, "pending", "waits in Kueue's queue team"),
+        (RESTART, [], QUEUED, "pending", "waits in Kueue's queue team"),
+        (FAIL, [], {"queue": "team", "generation": 2}, "pending", ""),
+        (FAIL, [running()], {"queue": "team", "generation": 2}, "running", ""),
+        (FAIL, [], TAKEN_BACK, "lost", "Kueue took back its place in queue team"),
+        (FAIL, [running()], TAKEN_BACK, "lost", "Kueue took back its place in queue team"),
+        (RESTART, [running()], TAKEN_BACK, "lost", "Kueue took back its place in queue team"),
+        (RESTART, [ended(1)], TAKEN_BACK, "lost", "Kueue took back its place in queue team"),
+        (IGNORE, [running()], TAKEN_BACK, "lost", "Kueue took back its place in queue team"),
+        (FAIL, [ended(143) | TAKEN], TAKEN_BACK, "lost", "Kueue took back its place in queue team"),
+        (FAIL, [ended(0)], TAKEN_BACK, "succeeded", ""),
+        (FAIL, [], {**TAKEN_BACK, "completedIndexes": "0"}, "succeeded", ""),
+        (FAIL, [ended(1, message="no")], TAKEN_BACK, "failed", "no"),
+        (FAIL, [running()], {**TAKEN_BACK, "failed": "x", "failedIndexes": "0"}, "lost", "Kueue took back its place"),
+        (FAIL, [running()], {**TAKEN_BACK, "held_back": True}, "running", ""),
+        (FAIL, [], {**QUEUED, "held_back": True}, "pending", ""),
+        (FAIL, [], {**TAKEN_BACK, "held_back": True}, "pending", ""),
+        # Kueue has let it go again while it is freed.
+        (RESTART, [running()], {"queue": "team", "generation": 4, "held_back": True}, "running", ""),
+    ],
+)
+def test_what_kueue_lets_go_and_takes_back(
+    of: Group, pods: list[dict[str, Any]], told: dict[str, Any], state: str, reason: str
+) -> None:
+    """All of it as somebody sees it who has seen nothing of it before."""
+    task = look(of, *(pod(of, **status) for status in pods), told=job(of, **told))
+    assert (task.state, reason in task.reason, bool(task.reason)) == (state, True, bool(reason))
+
+
 def test_an_init_container_that_runs_hinders_nothing() -> None:
     box = {"name": "prepare", "state": {"running": {"startedAt": stamp(1)}}}
     task = look(FAIL, pod(FAIL, initContainerStatuses=[box], **waiting("PodInitializing")), told=job(FAIL))

@@ -28,6 +28,7 @@ from tests.support.kube_attempts import (
     pod,
     running,
     service,
+    stamp,
     waiting,
 )
 
@@ -198,6 +199,43 @@ def test_a_pod_on_a_node_that_does_not_answer() -> None:
     task = story.sure(4090, pod(FAIL, deleted=4020, **running(**TAKEN)))
     assert task.state == "lost"
     assert "its node does not answer" in task.reason
+
+
+def test_kueue_lets_a_job_wait_for_as_long_as_it_takes() -> None:
+    story = Story(FAIL)
+    story.job(FAIL, queue="team", suspend=True, startTime=None)
+    assert story.one(5000).state == "pending"
+    assert story.attempts.next_look() is None
+    assert story.attempts.questions(at(5000), 10) == []
+    story.job(FAIL, queue="team", generation=2, startTime=stamp(6000))
+    assert (story.one(6001).state, story.one(6001).reason) == ("pending", "")
+    (question,) = story.attempts.questions(at(6010), 10)
+    story.attempts.answer(question, "FailedCreate: pods are forbidden: exceeded quota: compute")
+    assert story.one(6010).state == "pending"
+    assert story.attempts.next_look() == at(6600), "from when it was let go"
+
+
+def test_what_kueue_takes_back_is_lost_and_what_we_hold_back_is_stopped() -> None:
+    for held_back, state in ((False, "lost"), (True, "stopped")):
+        story = Story(FAIL)
+        story.job(FAIL, queue="team", generation=2)
+        story.pod(FAIL, **running())
+        assert story.one(20).state == "running"
+        story.job(FAIL, queue="team", suspend=True, held_back=held_back, generation=3)
+        story.pod(FAIL, deleted=30, **ended(143, end=31))
+        assert story.one(32).state == state
+
+
+def test_a_job_that_waits_in_kueue_and_that_a_stranger_deletes_is_missed() -> None:
+    story = Story(FAIL)
+    story.job(FAIL, queue="team", suspend=True)
+    story.one(5)
+    story.job(FAIL, gone=True, queue="team", suspend=True)
+    assert (story.one(6).state, story.one(6).reason) == ("lost", "its Job was deleted")
+    story = Story(FAIL)
+    story.job(FAIL, queue="team", suspend=True, held_back=True)
+    story.job(FAIL, gone=True)
+    assert story.one(6).state == "pending"
 
 
 def test_what_the_cluster_says_of_a_job_without_pods() -> None:

@@ -134,7 +134,7 @@ class Attempt:
                 self._jobs[group] = seen
                 self._deleted.discard(group)
                 self._ended.discard(group)
-                if not seen.suspended or seen.failed or seen.completed or seen.given_up:
+                if not seen.suspended or seen.taken_back or seen.failed or seen.completed or seen.given_up:
                     self._ran.add(group)  # one that was never let go has no results
                 self._touch(None if self._let_go() else group)
             case PodSeen(task=key):
@@ -157,7 +157,7 @@ class Attempt:
                 self._service, self._service_gone = None, True
                 self._touch()
             case JobSeen(group=group):
-                by_us = self._stopping(group) or gone.suspended or gone.going
+                by_us = self._stopping(group) or (gone.suspended and not gone.queue) or gone.held_back or gone.going
                 (self._ended if by_us else self._deleted).add(group)
                 self._jobs.pop(group, None)
                 self._touch(group)
@@ -206,7 +206,9 @@ class Attempt:
         ):
             return True
         job = self._jobs.get(group)
-        return job is not None and (job.going or (job.suspended and group in self._ran))
+        if job is None:
+            return False
+        return job.going or job.held_back or (job.suspended and not job.queue and group in self._ran)
 
     def _touch(self, group: Indexed | None = None) -> None:
         """All tasks of a group, or of all groups, may stand otherwise now."""

@@ -23,7 +23,14 @@ from services.scheduler.cloud.kubernetes.identity import (
     service_name,
 )
 from services.scheduler.cloud.kubernetes.logs import TaskLogs
-from services.scheduler.cloud.kubernetes.manifests import Attempt, Setting, job_manifest, roster_text, service_manifest
+from services.scheduler.cloud.kubernetes.manifests import (
+    Attempt,
+    Setting,
+    job_manifest,
+    queue_of,
+    roster_text,
+    service_manifest,
+)
 from services.scheduler.cloud.kubernetes.mounts import pod_mounts
 from services.scheduler.cloud.kubernetes.nodes import Nodes
 from services.scheduler.cloud.kubernetes.watching import watch_attempts
@@ -116,7 +123,10 @@ class KubernetesTrainings:
 
     async def examine(self, project: str, spec: TrainingSpec) -> Examination:
         """See the port."""
-        errors = [*examining.spec_errors(spec), *await self._code.examine(project, spec)]
+        errors = [
+            *examining.spec_errors(spec, self._setting.options.kubernetes_queue),
+            *await self._code.examine(project, spec),
+        ]
         return Examination(errors=tuple(errors), notes=examining.notes(project, spec, self._setting))
 
     async def capacity(self) -> tuple[NodeState, ...]:
@@ -160,7 +170,8 @@ class KubernetesTrainings:
         )
         jobs = [job_manifest(attempt, group, self._framework, owner, setting) for group in groups]
         await side_by_side(self._make(job) for job in jobs)
-        await side_by_side(self._release(key, group, namespace) for group in groups)
+        if not queue_of(launch.spec.labels, setting.options):
+            await side_by_side(self._release(key, group, namespace) for group in groups)
         released = {ROSTER: roster_text(groups, setting, released=True)}
         await self._cluster.patch(SERVICES, service.name, {"metadata": {"annotations": released}}, namespace=namespace)
 

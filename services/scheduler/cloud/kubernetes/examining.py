@@ -3,7 +3,9 @@
 import re
 from typing import Final
 
+from services.scheduler.cloud.kubernetes.identity import QUEUE, QUEUE_PRIORITY
 from services.scheduler.cloud.kubernetes.manifests import Setting, image_of
+from services.scheduler.cloud.kubernetes.options import is_queue
 from services.scheduler.spec import roles_of
 from shared.contracts.problem import FieldError
 from shared.contracts.training import TrainingSpec
@@ -27,9 +29,13 @@ _OWNERS: Final = {
 _OF_KUBERNETES: Final = frozenset({"controller-uid", "job-name"})
 
 
-def spec_errors(spec: TrainingSpec) -> list[FieldError]:
-    """What can't be."""
-    return [*_image_errors(spec), *_label_errors(spec)]
+def spec_errors(spec: TrainingSpec, queue: str = "") -> list[FieldError]:
+    """What can't be.
+
+    Args:
+        queue: Kueue's, where the training names none.
+    """
+    return [*_image_errors(spec), *_label_errors(spec), *_queue_errors(spec, queue)]
 
 
 def _image_errors(spec: TrainingSpec) -> list[FieldError]:
@@ -52,8 +58,19 @@ def _label_errors(spec: TrainingSpec) -> list[FieldError]:
     ]
 
 
+def _queue_errors(spec: TrainingSpec, queue: str) -> list[FieldError]:
+    named = spec.labels.get(QUEUE)
+    if named is not None and not is_queue(named):
+        return [FieldError(field=f"labels.{QUEUE}", message=f"{named!r} can't be the name of a queue")]
+    if QUEUE_PRIORITY in spec.labels and not (named or queue):
+        return [FieldError(field=f"labels.{QUEUE_PRIORITY}", message=f"means something only beside {QUEUE}")]
+    return []
+
+
 def _owner(label: str) -> str:
-    """Who gives a label its meaning; "" where it is the user's own."""
+    """Who gives a label its meaning; "" where it is the user's own, or meant for Kueue."""
+    if label in (QUEUE, QUEUE_PRIORITY):
+        return ""
     prefix, slash, _ = label.rpartition("/")
     if not slash:
         return "Kubernetes" if label in _OF_KUBERNETES else ""

@@ -9,7 +9,7 @@ import msgspec
 
 from services.scheduler.cloud.kubernetes.attempt import Attempt
 from services.scheduler.cloud.kubernetes.attempts import Attempts, SeenService, listed_attempt
-from services.scheduler.cloud.kubernetes.identity import AttemptKey, attempt_labels
+from services.scheduler.cloud.kubernetes.identity import HELD_BACK, QUEUE, AttemptKey, attempt_labels
 from services.scheduler.cloud.kubernetes.log_rest import Rest
 from services.scheduler.cloud.kubernetes.log_sources import writer_seen, writers_of
 from services.scheduler.cloud.kubernetes.logs import TaskLogs
@@ -146,7 +146,7 @@ class Freeing:
                 *(
                     self._hold_back(job.name, job.uid, job.namespace)
                     for job in attempt.unfinished
-                    if not (job.suspended or job.going)
+                    if not (job.going or job.held_back or (job.suspended and not job.queue))
                 ),
             ]
         )
@@ -156,12 +156,14 @@ class Freeing:
         return attempt.look(now(), self._setting.options, self._setting.installation)
 
     async def _suspend(self, job: Job, namespace: str) -> None:
-        if job.metadata.deletion_timestamp is None and not job.spec.suspend:
-            await self._hold_back(job.metadata.name, job.metadata.uid, namespace)
+        about = job.metadata
+        held = HELD_BACK in about.annotations or (job.spec.suspend and QUEUE not in about.labels)
+        if about.deletion_timestamp is None and not held:
+            await self._hold_back(about.name, about.uid, namespace)
 
     async def _hold_back(self, name: str, uid: str, namespace: str) -> None:
         """By uid: another of its name is none of ours to touch."""
-        change = {"metadata": {"uid": uid}, "spec": {"suspend": True}}
+        change = {"metadata": {"uid": uid, "annotations": {HELD_BACK: "true"}}, "spec": {"suspend": True}}
         with contextlib.suppress(NotFound, Conflict, Invalid):  # gone, or over: nothing to hold back
             await self._cluster.patch(JOBS, name, change, namespace=namespace)
 

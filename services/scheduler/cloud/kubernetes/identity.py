@@ -19,6 +19,10 @@ ROLE: Final = "elearn.dev/role"
 FIRST: Final = "elearn.dev/first-index"
 INDEX: Final = "batch.kubernetes.io/job-completion-index"
 ROSTER: Final = "elearn.dev/roster"
+HELD_BACK: Final = "elearn.dev/held-back"
+"""Annotation of a Job that we suspended ourselves as its attempt ends: others suspend Jobs too."""
+QUEUE: Final = "kueue.x-k8s.io/queue-name"
+QUEUE_PRIORITY: Final = "kueue.x-k8s.io/priority-class"
 
 TASK_PORT: Final = 2222
 CONTAINER: Final = "task"

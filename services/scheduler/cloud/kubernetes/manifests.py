@@ -6,7 +6,7 @@ Jobs       one for each group of tasks, made suspended and let go together
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -15,6 +15,8 @@ from services.scheduler.cloud.kubernetes.identity import (
     CONTAINER,
     INDEX,
     PREPARING,
+    QUEUE,
+    QUEUE_PRIORITY,
     ROSTER,
     TASK_PORT,
     AttemptKey,
@@ -49,6 +51,7 @@ _DEADLINE_SLACK: Final = 60
 """Seconds after the deadline at which the cluster itself ends tasks, should the scheduler be away by then."""
 _FIRST_ROLES: Final[tuple[RoleName, ...]] = ("chief", "ps", "worker")
 _MOST_PEERS: Final = 64
+_OF_KUEUE: Final = frozenset({QUEUE, QUEUE_PRIORITY})
 _DISRUPTED: Final[Document] = {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
 
 
@@ -122,12 +125,13 @@ def roster_text(groups: tuple[Group, ...], setting: Setting, *, released: bool) 
 
 
 def job_manifest(attempt: Attempt, group: Group, framework: Framework, owner: Document, setting: Setting) -> Document:
-    """The Job of a group, suspended.
+    """The Job of a group, suspended; where it has a queue, Kueue lets it go.
 
     Args:
         owner: a reference to the Service.
     """
-    labels = {**attempt.launch.spec.labels, **group_labels(attempt.key, group)}
+    own = attempt.launch.spec.labels
+    labels = {key: own[key] for key in own if key not in _OF_KUEUE} | group_labels(attempt.key, group)
     spec: Document = {
         "suspend": True,
         "completionMode": "Indexed",
@@ -150,7 +154,8 @@ def job_manifest(attempt: Attempt, group: Group, framework: Framework, owner: Do
         "metadata": {
             "name": job_name(attempt.key, group, setting.installation),
             "namespace": attempt.namespace,
-            "labels": labels,
+            # Not the pods: Kueue would take each for work of its own.
+            "labels": labels | _queued(own, setting.options),
             "ownerReferences": [owner],
         },
         "spec": spec,
@@ -316,6 +321,18 @@ def _environment(attempt: Attempt, group: Group, framework: Framework, setting: 
 def _resources(demand: Demand, projects: ProjectSettings) -> Document:
     gpus = {GPU: str(demand.gpu)} if demand.gpu else {}
     return resources_of(projects, cpu=cpu_quantity(demand.cpu), memory=memory_quantity(demand.memory), gpus=gpus)
+
+
+def queue_of(labels: Mapping[str, str], options: TrainingOptions) -> str:
+    """Kueue's queue in which a training's Jobs wait; "": none."""
+    return labels.get(QUEUE, "") or options.kubernetes_queue
+
+
+def _queued(labels: Mapping[str, str], options: TrainingOptions) -> dict[str, str]:
+    """What Kueue reads of a Job."""
+    queue = queue_of(labels, options)
+    queued = {QUEUE: queue} if queue else {}
+    return {**queued, QUEUE_PRIORITY: labels[QUEUE_PRIORITY]} if queue and QUEUE_PRIORITY in labels else queued
 
 
 def image_of(image: str | None, setting: Setting) -> str:

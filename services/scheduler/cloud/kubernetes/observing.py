@@ -9,6 +9,7 @@
     ended otherwise by itself     failed      starting, until its Job gives up; then failed
     taken away, deleted           lost        starting, until its Job gives up; then lost
     there before, and gone        lost        starting, until its Job gives up; then lost
+    its Job taken back by Kueue   lost        lost
     deleted by us                 stopped     stopped
 
 Time alone makes verdicts too: on an image that can't be pulled, a pod that is refused, or that no node takes. They are
@@ -113,6 +114,9 @@ def observe(place: Place, pods: Sequence[PodSeen], now: datetime, options: Train
         return Look(before)
     pod = _telling(place, pods)
     task = _task(place, pod, pods)
+    job = place.job
+    if job is not None and job.taken_back and not place.stopping and not _was_over(place, pod):
+        return Look(_over(task, "lost", f"Kueue took back its place in queue {job.queue}", now))
     if pod is None:
         return _absent(place, task, now, options)
     if pod.stage == "ended":
@@ -124,6 +128,13 @@ def observe(place: Place, pods: Sequence[PodSeen], now: datetime, options: Train
         return Look(msgspec.structs.replace(task, state="running", started_at=pod.started_at), going)
     look = _waiting(place, pod, pods, task, now, options)
     return look if going is None else Look(look.task, going)
+
+
+def _was_over(place: Place, pod: PodSeen | None) -> bool:
+    """It had come to its end before its Job was suspended."""
+    if pod is None or pod.stage != "ended":
+        return place.job is not None and _in(place.job.completed, place.in_job)
+    return pod.end == "succeeded" or (pod.end in ("failed", "unstartable") and not place.restarts)
 
 
 def _telling(place: Place, pods: Sequence[PodSeen]) -> PodSeen | None:
@@ -181,7 +192,8 @@ def _absent(place: Place, task: Task, now: datetime, options: TrainingOptions) -
     if place.ran:
         return Look(_over(task, "lost", gone, now))
     if job.suspended:
-        return Look(msgspec.structs.replace(task, reason="its Job is suspended") if place.released else task)
+        why = f"waits in Kueue's queue {job.queue}" if job.queue else "its Job is suspended"
+        return Look(msgspec.structs.replace(task, reason=why) if place.released else task)
     if not place.said:
         return Look(task)
     reason = shortened(f"its pod can't be made: {place.said}")

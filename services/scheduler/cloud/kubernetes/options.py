@@ -1,8 +1,14 @@
 """How trainings run in a cluster, as the operator says it. Pure."""
 
-from typing import Literal
+import re
+from typing import Final, Literal
 
 import msgspec
+
+from shared.errors import Unsupported
+from shared.kube.names import LONGEST_LABEL
+
+_QUEUE: Final = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 
 
 class TrainingOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,6 +31,11 @@ class TrainingOptions(msgspec.Struct, frozen=True, kw_only=True):
         kubernetes_board_image: what TensorBoards run in, an image with Python 3.11 or later; not set: elearn's own,
             which holds one where it was built in full.
         kubernetes_priority_class: the PriorityClass of tasks.
+        kubernetes_queue: the queue of Kueue, in the project's namespace, by which the Jobs of trainings are let go that
+            name none in their labels; not set: elearn lets them go itself.
+
+    Raises:
+        Unsupported: a queue can't have that name.
     """
 
     kubernetes_training_image: str = ""
@@ -37,3 +48,13 @@ class TrainingOptions(msgspec.Struct, frozen=True, kw_only=True):
     kubernetes_board_access: Literal["", "service", "forward"] = ""
     kubernetes_board_image: str = ""
     kubernetes_priority_class: str = ""
+    kubernetes_queue: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kubernetes_queue and not is_queue(self.kubernetes_queue):
+            raise Unsupported(f"ELEARN_KUBERNETES_QUEUE: {self.kubernetes_queue!r} can't be the name of a queue")
+
+
+def is_queue(name: str) -> bool:
+    """Whether a queue of Kueue can have that name."""
+    return len(name) <= LONGEST_LABEL and _QUEUE.fullmatch(name) is not None

@@ -10,6 +10,8 @@ from services.scheduler.cloud.kubernetes.endings import End, ending_of, taken_aw
 from services.scheduler.cloud.kubernetes.identity import (
     CONTAINER,
     FIRST,
+    HELD_BACK,
+    QUEUE,
     ROLE,
     ROSTER,
     AttemptKey,
@@ -59,6 +61,9 @@ class JobSeen(msgspec.Struct, frozen=True, kw_only=True):
         started_at: since when it may have pods.
         failed: why it has failed, or is about to, in words; "" while it has not.
         completed, given_up: the indexes that have succeeded, and those that are not started again.
+        queue: of Kueue's, by which it is let go; "": by us.
+        held_back: by us, as its attempt ends.
+        let_go: it is, or was before somebody suspended it.
     """
 
     key: AttemptKey
@@ -73,6 +78,14 @@ class JobSeen(msgspec.Struct, frozen=True, kw_only=True):
     failed: str
     completed: tuple[range, ...]
     given_up: tuple[range, ...]
+    queue: str = ""
+    held_back: bool = False
+    let_go: bool = False
+
+    @property
+    def taken_back(self) -> bool:
+        """Kueue has suspended it after it was let go."""
+        return bool(self.queue) and self.suspended and self.let_go and not self.held_back
 
     @property
     def group(self) -> tuple[RoleName, int]:
@@ -149,6 +162,10 @@ def job_seen(job: Job) -> JobSeen | None:
         failed=_failed(status.conditions),
         completed=indexes(status.completed_indexes),
         given_up=indexes(status.failed_indexes),
+        queue=about.labels.get(QUEUE, ""),
+        held_back=HELD_BACK in about.annotations,
+        # It is made suspended, and nothing of it changes but that: each change of what is asked for is counted.
+        let_go=not job.spec.suspend or about.generation > 1,
     )
 
 
