@@ -98,6 +98,11 @@ def resources_of(
     return {"requests": {"cpu": cpu, "memory": memory}, "limits": limits}
 
 
+def escaped(text: str) -> str:
+    """Text of an environment or a command in which the cluster finds no variables to fill in."""
+    return text.replace("$", "$$")
+
+
 def volumes_of(mounts: Sequence[Mounted]) -> tuple[list[Document], list[Document]]:
     """Volumes and their mounts; a claim that is mounted twice is one volume."""
     names: dict[str, str] = {}
@@ -122,7 +127,7 @@ def own_job(job: OwnJob, settings: ProjectSettings) -> Document:
         "image": settings.kubernetes_image,
         "imagePullPolicy": settings.kubernetes_image_pull_policy,
         "command": ["python3", "-P", "-m", job.module],
-        "env": [{"name": name, "value": value} for name, value in sorted(job.env.items())],
+        "env": [{"name": name, "value": escaped(value)} for name, value in sorted(job.env.items())],
         "resources": resources_of(settings, cpu=job.cpu, memory=job.memory, least_limited=LEAST_LIMITED),
         "securityContext": container_security(),
         "terminationMessagePolicy": "FallbackToLogsOnError",

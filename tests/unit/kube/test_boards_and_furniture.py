@@ -1,5 +1,9 @@
 """What the cluster is told of TensorBoards, and of what a project's namespace needs."""
 
+import errno
+import socket
+import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -59,10 +63,31 @@ def test_a_board_reads_one_volume_and_may_do_nothing() -> None:
     events, _ = container["volumeMounts"]
     assert events == {"name": "events", "mountPath": "/elearn/events", "readOnly": True, "subPath": "top"}
     assert pod["volumes"][0] == {"name": "events", "persistentVolumeClaim": {"claimName": "runs"}}
-    assert container["command"] == ["python3", "-P", "-m", "tensorboard.main"]
+    assert container["command"][:3] == ["python3", "-P", "-c"]
     assert "--logdir=/elearn/events/ctr-7/logs" in container["args"]
     assert "--path_prefix=/v1/p/search/t/ctr-7/board" in container["args"]
     assert container["readinessProbe"]["httpGet"]["path"].startswith("/v1/p/search/t/ctr-7/board/")
+
+
+@pytest.mark.parametrize(("families", "flag"), [("both", "--bind_all"), ("IPv4 alone", "--host=0.0.0.0")])
+def test_a_board_answers_by_every_address_of_its_pod(families: str, flag: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorBoard itself ends where its node was started without IPv6."""
+    ran: list[list[str]] = []
+    main = SimpleNamespace(run_main=lambda: ran.append(sys.argv))
+    monkeypatch.setitem(sys.modules, "tensorboard.main", main)
+    monkeypatch.setitem(sys.modules, "tensorboard", SimpleNamespace(main=main))
+    monkeypatch.setattr(sys, "argv", ["-c", "--port=6006"])
+
+    def opened(family: socket.AddressFamily) -> SimpleNamespace:
+        assert family == socket.AF_INET6
+        if families != "both":
+            raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+        return SimpleNamespace(close=lambda: None)
+
+    monkeypatch.setattr(socket, "socket", opened)
+    (container,) = pod_of(objects())["containers"]
+    exec(container["command"][3], {})  # noqa: S102 - the program of the pod
+    assert ran == [["-c", "--port=6006", flag]]
 
 
 def test_a_board_gets_enough_cpu_to_start_where_it_is_limited() -> None:

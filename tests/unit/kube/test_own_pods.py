@@ -41,3 +41,9 @@ def test_cpu_is_limited_where_the_operator_wants_that(
     assert resources["requests"] == {"cpu": requested, "memory": "512Mi"}
     assert resources["limits"].get("cpu") == limit
     assert resources["limits"]["memory"] == "512Mi"
+
+
+def test_what_is_told_is_taken_as_it_is() -> None:
+    """The kubelet fills in ``$(NAME)``, and makes one ``$`` of two."""
+    (told,) = container_of(replace(JOB, env={"WORK": "/a$$b/$(HOME)/$c"}), ProjectSettings())["env"]
+    assert told == {"name": "WORK", "value": "/a$$$$b/$$(HOME)/$$c"}

@@ -15,7 +15,7 @@ from services.scheduler.cloud.port import BoardPlan
 from shared.contracts.datastore import ClaimVolume
 from shared.errors import Unsupported
 from shared.kube.names import INSTALLATION, PROJECT, ROOM, digest, label_value, object_name
-from shared.kube.own_pods import LEAST_LIMITED, container_security, pod_security, resources_of
+from shared.kube.own_pods import LEAST_LIMITED, container_security, escaped, pod_security, resources_of
 from shared.kube.settings import ProjectSettings
 from shared.kube.single_node import Neighbours, near, neighbours
 
@@ -27,6 +27,17 @@ CONTAINER: Final = "tensorboard"
 PORT: Final = 6006
 
 _EVENTS: Final = "/elearn/events"
+_MAIN: Final = """\
+import socket, sys
+from tensorboard.main import run_main
+try:
+    socket.socket(socket.AF_INET6).close()
+    sys.argv.append("--bind_all")
+except OSError:
+    sys.argv.append("--host=0.0.0.0")
+run_main()
+"""
+"""By whatever addresses a pod has: some clusters have IPv6 alone, and on a node without it binding to all fails."""
 _POD_SUFFIX: Final = len("-0123456789-abcde")
 _GRACE: Final = 2
 
@@ -135,12 +146,11 @@ def _pod(
         "name": CONTAINER,
         "image": image_of(options, projects),
         "imagePullPolicy": projects.kubernetes_image_pull_policy,
-        "command": ["python3", "-P", "-m", "tensorboard.main"],
+        "command": ["python3", "-P", "-c", _MAIN],
         "args": [
-            f"--logdir={_escaped(events_folder(board))}",
-            "--host=0.0.0.0",
+            f"--logdir={escaped(events_folder(board))}",
             f"--port={PORT}",
-            f"--path_prefix={_escaped(prefix)}",
+            f"--path_prefix={escaped(prefix)}",
             "--load_fast=false",
         ],
         "env": [
@@ -198,8 +208,3 @@ def _claim_of(board: BoardPlan, namespace: str) -> ClaimVolume:
             f"datastore {board.mount.datastore!r} lies in namespace {volume.namespace}, its project in {namespace}"
         )
     return volume
-
-
-def _escaped(text: str) -> str:
-    """Text in which the cluster finds no variables to fill in."""
-    return text.replace("$", "$$")

@@ -38,7 +38,7 @@ from shared.contracts.common import parse_duration
 from shared.contracts.training import RoleName
 from shared.kube.names import INSTALLATION, label_value
 from shared.kube.nodes import GPU, GPU_TOLERATION
-from shared.kube.own_pods import container_security, pod_security, resources_of
+from shared.kube.own_pods import container_security, escaped, pod_security, resources_of
 from shared.kube.quantities import cpu_quantity, memory_quantity
 from shared.kube.settings import ProjectSettings
 
@@ -211,7 +211,7 @@ def _task(attempt: Attempt, group: Group, framework: Framework, setting: Setting
     spec, projects = attempt.launch.spec, setting.projects
     index = str(group.first) if group.first else _LATE_INDEX
     addresses = addresses_of(attempt.key, attempt.groups, attempt.namespace, setting.installation)
-    words = framework.command([_escaped(word) for word in spec.command], addresses, group.role, index)
+    words = framework.command([escaped(word) for word in spec.command], addresses, group.role, index)
     mounts: list[Document] = [{"name": "home", "mountPath": _HOME}]
     if attempt.in_workspace:
         mounts.append({"name": "workspace", "mountPath": WORKSPACE})
@@ -252,7 +252,7 @@ def _preparing(attempt: Attempt, group: Group, setting: Setting) -> Document:
         "image": projects.kubernetes_image,
         "imagePullPolicy": projects.kubernetes_image_pull_policy,
         "command": ["python3", "-P", "-m", MODULE],
-        "env": [{"name": VARIABLE, "value": _escaped(msgspec.json.encode(told).decode())}],
+        "env": [{"name": VARIABLE, "value": escaped(msgspec.json.encode(told).decode())}],
         # It ends before its task begins: a pod holds the most that one of the two asks for.
         "resources": resources_of(
             projects, cpu="50m", memory="64Mi", most_memory="512Mi", least_limited=cpu_quantity(group.demand.cpu)
@@ -298,7 +298,7 @@ def _environment(attempt: Attempt, group: Group, framework: Framework, setting: 
         "LOGNAME": "elearn",
         "PYTHONUNBUFFERED": "1",
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
-        **{name: _escaped(value) for name, value in spec.env.items()},
+        **{name: escaped(value) for name, value in spec.env.items()},
         "ELEARN_PROJECT": key.project,
         "ELEARN_TRAINING": key.name,
         "ELEARN_ROLE": group.role,
@@ -351,8 +351,3 @@ def addresses_of(
             for index in range(group.first, group.first + group.count)
         )
     return {role: tuple(hosts) for role, hosts in addresses.items()}
-
-
-def _escaped(text: str) -> str:
-    """Text in which the cluster finds no variables to fill in."""
-    return text.replace("$", "$$")
