@@ -27,6 +27,7 @@ from shared.local.processes import LocalProcesses, end_all, processes_root
 from shared.supervise import Supervisor
 from tests.contract.serving_cloud_fake import FakeServings
 from tests.support.kube_kubelet import emulated
+from tests.support.kube_rights import FORWARDING, ChartRights
 from tests.support.kube_servings import MODELS, ModelServers, servings_on
 
 STANDIN = Path(__file__).parents[1] / "support" / "model_server_standin.py"
@@ -149,6 +150,7 @@ async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> "AsyncIterato
     if request.param == "kubernetes":
         bench.volume = MODELS
         async with emulated(tmp_path, deploying=False) as (server, life, _, cluster):
+            server.rights = ChartRights("serving", beyond=[FORWARDING])
             ModelServers(server, life, bench.models)
             bench.cluster = cluster
             yield bench

@@ -35,6 +35,7 @@ from shared.kube.settings import KubernetesSettings, ProjectSettings
 from tests.support.kube_fields import Document
 from tests.support.kube_kubelet import PodServer, emulated
 from tests.support.kube_life import ClusterLife
+from tests.support.kube_rights import FORWARDING, ChartRights
 
 NAMESPACE = "elearn-search"
 MOUNT = MountPlan(datastore="runs", path="out", read_only=False, folder="", volume=ClaimVolume(claim_name="runs"))
@@ -66,6 +67,7 @@ class Bench(NamedTuple):
 @pytest.fixture
 async def bench(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
     async with emulated(tmp_path, deploying=getattr(request, "param", True)) as (server, life, _, cluster):
+        server.rights = ChartRights("scheduler", beyond=[FORWARDING])
         projects = Projects(cluster, SETTINGS)
         furniture = Furniture(cluster, SETTINGS, projects)
         await furniture.ensure("search")

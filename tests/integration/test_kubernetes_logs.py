@@ -28,6 +28,7 @@ from shared.kube.resources import PODS
 from shared.kube.settings import ProjectSettings
 from shared.postgres import Database
 from tests.support.kube_logs import SECOND
+from tests.support.kube_rights import ChartRights
 from tests.support.kube_server import KubeServer
 from tests.support.logs_in_memory import Outage
 
@@ -54,6 +55,7 @@ async def store(fresh_database: Callable[..., object]) -> AsyncIterator[LogStore
 @pytest.fixture
 async def server() -> AsyncIterator[KubeServer]:
     async with KubeServer() as running:
+        running.rights = ChartRights("scheduler")
         yield running
 
 

@@ -26,6 +26,7 @@ from shared.kube.resources import AUTOSCALERS, DEPLOYMENTS, JOBS, PERSISTENT_VOL
 from tests.contract.job_cloud_models import write_saved_model
 from tests.support.kube_kubelet import emulated
 from tests.support.kube_registry import work_here
+from tests.support.kube_rights import FORWARDING, ChartRights
 from tests.support.kube_servings import ModelServers
 from tests.support.rooms import running_room, until
 from tests.support.servers import FreshDatabase
@@ -49,6 +50,7 @@ async def test_a_datastore_a_save_and_a_serving(
     store = tmp_path / "models"
     async with contextlib.AsyncExitStack() as stack:
         server, life, kubelet, _ = await stack.enter_async_context(emulated(tmp_path / "claims", deploying=False))
+        server.rights = ChartRights("datastore", "registry", "serving", beyond=[FORWARDING])
         kubelet.serve[FILES] = lambda root: files_agent.handler(str(root))
         kubelet.serve[ARCHIVES] = lambda root: archive_agent.handler(str(root))
         kubelet.run[WORK_MODULE] = work_here

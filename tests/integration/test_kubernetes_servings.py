@@ -32,6 +32,7 @@ from shared.kube.resources import (
 from tests.contract.test_serving_cloud import leading, settled
 from tests.support.kube_kubelet import PodServer, emulated
 from tests.support.kube_life import ClusterLife
+from tests.support.kube_rights import FORWARDING, ChartRights
 from tests.support.kube_servings import MODELS, NAMESPACE, ModelServers, servings_on
 from tests.support.kube_store import Document
 
@@ -60,6 +61,7 @@ class Bench(NamedTuple):
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     (tmp_path / "1").mkdir()
     async with emulated(tmp_path, deploying=False) as (server, life, _, cluster):
+        server.rights = ChartRights("serving", beyond=[FORWARDING])
         ModelServers(server, life, tmp_path)
         yield Bench(servings_on(cluster), cluster, server, life)
 

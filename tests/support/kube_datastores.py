@@ -13,6 +13,7 @@ from shared.kube.client import Cluster
 from shared.kube.settings import ProjectSettings
 from tests.support.kube_kubelet import Kubelet, PodServer, emulated
 from tests.support.kube_life import ClusterLife
+from tests.support.kube_rights import ChartRights
 
 Made = tuple[KubernetesStorage, PodServer, ClusterLife, Kubelet]
 
@@ -27,5 +28,6 @@ def storage_on(cluster: Cluster, root: Path, **options: Any) -> KubernetesStorag
 async def kubernetes_storage(root: Path, *, binding: bool = True, **options: Any) -> AsyncIterator[Made]:
     """A driver and the cluster that it works on."""
     async with emulated(root / "claims", binding=binding) as (server, life, kubelet, cluster):
+        server.rights = ChartRights("datastore")
         kubelet.serve[AGENT_MODULE] = lambda folder: agent.handler(str(folder))
         yield storage_on(cluster, root, **options), server, life, kubelet

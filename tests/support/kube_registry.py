@@ -15,6 +15,7 @@ from shared.kube.resources import NAMESPACES, PERSISTENT_VOLUME_CLAIMS, PERSISTE
 from shared.kube.settings import ProjectSettings
 from tests.support.kube_kubelet import Kubelet, PodServer, emulated
 from tests.support.kube_life import ClusterLife
+from tests.support.kube_rights import ChartRights
 
 NAMESPACE = "elearn-default"
 SOURCE = ClaimVolume(claim_name="runs", namespace=NAMESPACE)
@@ -43,6 +44,7 @@ def work_here(environ: Mapping[str, str], real: Callable[[str], str]) -> tuple[i
 async def kubernetes_jobs(folder: Path, data: Path, **options: Any) -> AsyncIterator[Made]:
     """A driver and its cluster; the claim ``runs`` holds what lies in ``data``."""
     async with emulated(folder / "claims") as (server, life, kubelet, cluster):
+        server.rights = ChartRights("registry")
         kubelet.run[WORK_MODULE] = work_here
         kubelet.serve[AGENT_MODULE] = lambda root: agent.handler(str(root))
         server.store.add(NAMESPACES, {"metadata": {"name": NAMESPACE}, "status": {"phase": "Active"}})

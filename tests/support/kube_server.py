@@ -26,7 +26,7 @@ from aiohttp import WSMsgType, web
 
 from shared.kube.credentials import Fixed, Grant
 from shared.kube.kubeconfig import Access
-from shared.kube.resources import PODS, Resource
+from shared.kube.resources import PODS, Resource, resource_of
 from shared.kube.settings import KubernetesSettings
 from tests.support.kube_logs import KubeletLogs
 from tests.support.kube_store import ApiError, Entry, KubeStore
@@ -93,6 +93,7 @@ class KubeServer:
         logs: of containers.
         ports: (namespace, pod, port): the address that forwarding leads to.
         on_exec: (pod, command, input): what becomes of it, as (exit code, output, errors).
+        rights: whether RBAC allows (verb, API group, plural, namespace or None); not set: it allows everything.
     """
 
     def __init__(self, store: KubeStore | None = None, *, tls: ssl.SSLContext | None = None) -> None:
@@ -111,6 +112,7 @@ class KubeServer:
         self.broken: list[Exception] = []
         self._faults: list[Fault] = []
         self._denied: set[tuple[str, str, str | None]] = set()
+        self.rights: Callable[[str, str, str, str | None], bool] = lambda *_: True
         self.logs = KubeletLogs()
         self._opened = asyncio.Condition()
         self._runner: web.AppRunner | None = None
@@ -326,7 +328,7 @@ class KubeServer:
 
     def _allow(self, verb: str, resource: Resource, namespace: str | None, subresource: str = "") -> None:
         plural = f"{resource.plural}/{subresource}" if subresource else resource.plural
-        if self._may(verb, plural, namespace):
+        if self._may(verb, resource.group, plural, namespace):
             return
         where = f' in the namespace "{namespace}"' if namespace else " at the cluster scope"
         raise ApiError(
@@ -338,8 +340,15 @@ class KubeServer:
             kind=resource.plural,
         )
 
-    def _may(self, verb: str, plural: str, namespace: str | None) -> bool:
-        return not {(verb, plural, namespace), (verb, plural, None)} & self._denied
+    def _allow_owners(self, document: Document, namespace: str | None) -> None:
+        """OwnerReferencesPermissionEnforcement, an admission that some clusters have, OpenShift among them."""
+        for owner in document.get("metadata", {}).get("ownerReferences", ()):
+            if owner.get("blockOwnerDeletion"):
+                self._allow("update", resource_of(owner["apiVersion"], owner["kind"]), namespace, "finalizers")
+
+    def _may(self, verb: str, group: str, plural: str, namespace: str | None) -> bool:
+        denied = {(verb, plural, namespace), (verb, plural, None)} & self._denied
+        return not denied and self.rights(verb, group, plural, namespace)
 
     async def _route(self, request: web.Request) -> Document | web.StreamResponse:
         parts = [part for part in request.path.split("/") if part]
@@ -365,7 +374,8 @@ class KubeServer:
         if resource.plural == "selfsubjectaccessreviews":
             wanted = (await request.json())["spec"]["resourceAttributes"]
             plural = "/".join(filter(None, (wanted["resource"], wanted.get("subresource"))))
-            return {"status": {"allowed": self._may(wanted["verb"], plural, wanted.get("namespace") or None)}}
+            asked = (wanted["verb"], wanted["group"], plural, wanted.get("namespace") or None)
+            return {"status": {"allowed": self._may(*asked)}}
         if name is None:
             return await self._collection(request, resource, namespace)
         return await self._object(request, resource, namespace or "", name, subresource)
@@ -377,6 +387,7 @@ class KubeServer:
         if request.method == "POST":
             self._allow("create", resource, namespace)
             document = await request.json()
+            self._allow_owners(document, namespace)
             return self.store.create(
                 resource, namespace or "", document, query.get("fieldManager", ""), dry="dryRun" in query
             )
@@ -450,6 +461,9 @@ class KubeServer:
         change = await request.json()
         kind = request.content_type
         if kind == "application/apply-patch+yaml":
+            if store.find(resource, name, namespace) is None:
+                self._allow("create", resource, where)
+            self._allow_owners(change, where)
             return store.apply(
                 resource, namespace, name, change, manager, force=query.get("force") == "true", dry="dryRun" in query
             )

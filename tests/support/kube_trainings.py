@@ -45,6 +45,7 @@ from shared.kube.settings import KubernetesSettings, ProjectSettings
 from shared.supervise import Supervisor
 from tests.support.kube_fields import Document
 from tests.support.kube_life import ClusterLife
+from tests.support.kube_rights import FORWARDING, ChartRights
 from tests.support.kube_server import KubeServer
 from tests.support.trainings import spec
 
@@ -315,6 +316,7 @@ async def training_cluster(
     async with server or KubeServer() as api:
         controllers = ClusterLife(api.store, **life)
         controllers.node("n1", cpu=cpu, gpus=gpus)
+        api.rights = ChartRights("scheduler", beyond=[FORWARDING])
         async with connected(api, installation) as cluster, Supervisor() as supervisor:
             made = TrainingCluster(api, controllers, cluster, supervisor)
             try:

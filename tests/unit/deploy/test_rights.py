@@ -1,34 +1,45 @@
-"""No right to change anything is given that a driver does not ask for; test_rights_of_rooms holds what each needs."""
-
-from pathlib import Path
+"""The roles hold what rights.yaml says, where the values ask for it; test_rights_of_rooms says what is needed."""
 
 import pytest
-import yaml
 
-from shared.kube import Cluster
-from tests.unit.kube.conftest import cluster, server
-from tests.unit.kube.test_rights_of_rooms import EVERYWHERE, SOME, needed
+from tests.support.chart import of_kind, rendered
+from tests.support.kube_rights import rules_of, words_of
 
-__all__ = ["cluster", "server"]
-
-RIGHTS = Path(__file__).parents[3] / "deploy" / "kubernetes" / "chart" / "files" / "rights.yaml"
-READING = {"get", "list", "watch"}
+ROOMS = ("scheduler", "datastore", "registry", "serving")
+ALL_CLAIMS = {"registry": ("storeClaims",)}
 
 
-@pytest.mark.parametrize("room", ["scheduler", "datastore", "registry", "serving"])
-async def test_no_right_to_change_anything_is_given_for_nothing(room: str, cluster: Cluster) -> None:
-    wanted = set()
-    for settings in (EVERYWHERE, SOME):
-        for right in needed(room, cluster, settings):
-            plural = f"{right.resource.plural}/{right.subresource}" if right.subresource else right.resource.plural
-            wanted.add((plural, right.verb))
-    own = yaml.safe_load(RIGHTS.read_text())[room]
+@pytest.mark.parametrize(
+    ("values", "conditions"),
+    [
+        ((), ALL_CLAIMS),
+        (("modelStore=claim:models",), {}),
+        (("modelStore=nfs:files:/models",), {"registry": ("storeClaims", "storeVolumes")}),
+        (("modelStore=host:/srv",), {"registry": ("storeClaims", "storeVolumes")}),
+        (("env.ELEARN_KUBERNETES_NFS_OWN=files:/own",), {**ALL_CLAIMS, "datastore": ("ownShares",)}),
+        (("services.datastore.env.ELEARN_KUBERNETES_NFS_OWN=f:/o",), {**ALL_CLAIMS, "datastore": ("ownShares",)}),
+        (("services.registry.env.ELEARN_KUBERNETES_NFS_OWN=f:/o",), ALL_CLAIMS),
+    ],
+)
+@pytest.mark.parametrize("room", ROOMS)
+@pytest.mark.parametrize("some", [False, True])
+def test_roles_follow_the_values(
+    some: bool, room: str, values: tuple[str, ...], conditions: dict[str, tuple[str, ...]]
+) -> None:
+    manifests = rendered(*values, *(["projects.only={search}"] if some else []))
+    rules = rules_of(room, everywhere=not some, only=conditions.get(room, ()))
     given = {
-        (resource, verb)
-        for rules in own.values()
-        for rule in rules
-        for resource in rule["resources"]
-        for verb in rule["verbs"]
+        each["metadata"].get("namespace", ""): words_of(each["rules"])
+        for each in of_kind(manifests, "Role", "ClusterRole")
+        if each["metadata"]["name"].endswith(f"elearn-{room}")
     }
-    assert {(resource, verb) for resource, verb in given if verb not in READING} <= wanted
-    assert {resource for resource, _ in given} <= {resource for resource, _ in wanted}
+    wanted = {"": words_of(rules["cluster"])}
+    if some:
+        wanted["elearn-search"] = words_of(rules["projects"])
+    else:
+        wanted[""] |= words_of(rules["projects"])
+    if rules["system"]:
+        wanted["system-elearn"] = words_of(rules["system"])
+    assert {place: words for place, words in given.items() if words} == {
+        place: words for place, words in wanted.items() if words
+    }

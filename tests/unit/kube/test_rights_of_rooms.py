@@ -1,11 +1,8 @@
 """What the rooms' drivers need is what the chart gives them, verb by verb."""
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
 from services.datastore.cloud.kubernetes import KubernetesStorage, StorageOptions
 from services.registry.cloud.kubernetes import JobOptions, KubernetesJobs
@@ -27,21 +24,24 @@ from shared.kube import Cluster, Right
 from shared.kube.projects import Projects
 from shared.kube.settings import ProjectSettings
 from shared.postgres import Database
+from tests.support.kube_rights import rules_of, words, words_of
 from tests.support.kube_server import KubeServer
 from tests.support.kube_servings import SERVER
 
-RIGHTS = Path(__file__).parents[3] / "deploy" / "kubernetes" / "chart" / "files" / "rights.yaml"
 EVERYWHERE = ProjectSettings()
 SOME = ProjectSettings(kubernetes_create_namespaces=False, kubernetes_projects=("a", "b"))
 SHARED = ProjectSettings(kubernetes_create_namespaces=False, kubernetes_project_namespace="models")
 
 
-def needed(room: str, cluster: Cluster, settings: ProjectSettings) -> Sequence[Right]:
+def needed(
+    room: str, cluster: Cluster, settings: ProjectSettings, store: str = "host:/srv/models", own: tuple[str, ...] = ()
+) -> Sequence[Right]:
+    """What a room asks for, with a model store and with shares that datastores get directories of their own on."""
     if room == "datastore":
-        options = StorageOptions(kubernetes_nfs_own=("files:/own",), kubernetes_host_roots=("/srv",))
+        options = StorageOptions(kubernetes_nfs_own=own, kubernetes_host_roots=("/srv",))
         return KubernetesStorage(cluster, settings, options).rights()
     if room == "registry":
-        return KubernetesJobs(cluster, settings, JobOptions(kubernetes_model_store="host:/srv/models")).rights()
+        return KubernetesJobs(cluster, settings, JobOptions(kubernetes_model_store=store)).rights()
     if room == "scheduler":
         return trainings(cluster, settings).rights()
     servings = ServingOptions(kubernetes_serving_access="service")
@@ -67,30 +67,54 @@ def trainings(cluster: Cluster, settings: ProjectSettings) -> KubernetesTraining
     )
 
 
-def gives(rules: Sequence[dict[str, Any]], right: Right) -> bool:
-    plural = f"{right.resource.plural}/{right.subresource}" if right.subresource else right.resource.plural
-    return any(
-        right.resource.group in rule["apiGroups"] and plural in rule["resources"] and right.verb in rule["verbs"]
-        for rule in rules
-    )
+Words = tuple[str, str, str]
 
 
-@pytest.mark.parametrize("settings", [EVERYWHERE, SOME, SHARED])
-@pytest.mark.parametrize("room", ["scheduler", "datastore", "registry", "serving"])
-async def test_the_chart_gives_every_right(room: str, settings: ProjectSettings, cluster: Cluster) -> None:
-    rights = yaml.safe_load(RIGHTS.read_text())
-    own = rights[room]
-    for right in needed(room, cluster, settings):
-        if not right.resource.namespaced:
-            places = [*own["cluster"], *(rights["namespaces"] if settings.kubernetes_create_namespaces else [])]
-        elif right.namespace == cluster.namespace:
-            places = own["system"]
-        elif right.namespace is None and None not in settings.places:
-            places = own["cluster"]  # what others' pods take of the nodes
+def asked(
+    room: str, cluster: Cluster, settings: ProjectSettings, store: str, own: tuple[str, ...]
+) -> dict[str, set[Words]]:
+    """What a room asks for, by where the chart has to give it."""
+    found: dict[str, set[Words]] = {"projects": set(), "system": set(), "cluster": set()}
+    for right in needed(room, cluster, settings, store, own):
+        if right.resource.namespaced and right.namespace == cluster.namespace:
+            found["system"].add(words(right))
+        elif right.resource.namespaced and right.namespace in settings.places:
+            found["projects"].add(words(right))
         else:
-            assert right.namespace in settings.places
-            places = own["projects"]
-        assert gives(places, right), str(right)
+            assert right.namespace is None  # nodes, volumes; what others' pods take of the nodes
+            found["cluster"].add(words(right))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("room", "store", "own", "conditions"),
+    [
+        ("scheduler", "", (), ()),
+        ("datastore", "", (), ()),
+        ("datastore", "", ("files:/own",), ("ownShares",)),
+        ("registry", "claim:models", (), ()),
+        ("registry", "class:fast:1Gi", (), ("storeClaims",)),
+        ("registry", "nfs:files:/models", (), ("storeClaims", "storeVolumes")),
+        ("registry", "host:/srv/models", (), ("storeClaims", "storeVolumes")),
+        ("serving", "", (), ()),
+    ],
+)
+@pytest.mark.parametrize("settings", [EVERYWHERE, SOME, SHARED])
+async def test_the_chart_gives_every_right_and_no_other(
+    room: str,
+    store: str,
+    own: tuple[str, ...],
+    conditions: tuple[str, ...],
+    settings: ProjectSettings,
+    cluster: Cluster,
+) -> None:
+    wanted = asked(room, cluster, settings, store, own)
+    rules = rules_of(room, everywhere=settings.kubernetes_create_namespaces, only=conditions)
+    given = {place: words_of(rules[place]) for place in rules}
+    if None in settings.places:  # one role holds what is asked for in all projects and in the cluster
+        for both in (wanted, given):
+            both["projects"] |= both.pop("cluster")
+    assert given == wanted
 
 
 async def test_who_keeps_to_some_projects_looks_nowhere_else(server: KubeServer, cluster: Cluster) -> None:

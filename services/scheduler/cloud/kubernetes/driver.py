@@ -95,7 +95,8 @@ class KubernetesTrainings:
         """What RBAC has to let us do."""
         places = self._setting.projects.places
         return [
-            *rights_to("get list watch create patch delete", SERVICES, JOBS, places=places),
+            *rights_to("get list watch create patch delete", SERVICES, places=places),
+            *rights_to("list watch create patch delete", JOBS, places=places),
             *rights_to("list watch delete", PODS, places=places),
             *rights_to("get", PODS, places=places, subresource="log"),
             *rights_to("create", SECRETS, places=places),

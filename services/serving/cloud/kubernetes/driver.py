@@ -108,8 +108,10 @@ class KubernetesServings:
         """What RBAC has to let us do."""
         places = self._settings.places
         needed = [
-            *rights_to("get list watch create patch delete", DEPLOYMENTS, SERVICES, places=places),
-            *rights_to("get list create patch delete", AUTOSCALERS, DISRUPTION_BUDGETS, places=places),
+            *rights_to("get list watch create patch delete", DEPLOYMENTS, places=places),
+            *rights_to("list watch create patch delete", SERVICES, places=places),
+            *rights_to("get list create patch delete", AUTOSCALERS, places=places),
+            *rights_to("list create patch delete", DISRUPTION_BUDGETS, places=places),
             *rights_to("list watch", PODS, places=places),
             *rights_to("list", NODES),
             *self._policies.rights(places),
