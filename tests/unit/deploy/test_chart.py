@@ -170,6 +170,17 @@ def test_every_service_may_only_be_reached_as_a_policy_says() -> None:
     assert [each["podSelector"]["matchLabels"]["elearn.dev/control"] for each in sources["from"]] == ["true"]
 
 
+def _names_are_asked_at(manifests: tuple[Manifest, ...]) -> set[tuple[str, int]]:
+    policies = {each["metadata"]["name"]: each["spec"] for each in of_kind(manifests, "NetworkPolicy")}
+    (rule,) = policies["elearn-default"]["egress"]
+    assert "to" not in rule
+    return {(each["protocol"], each["port"]) for each in rule["ports"]}
+
+
+def test_names_are_asked_also_where_dns_listens_elsewhere() -> None:
+    assert _names_are_asked_at(committed()) == {(how, port) for how in ("UDP", "TCP") for port in (53, 5353)}
+
+
 # -- with helm -------------------------------------------------------------------------------------------------------
 
 
@@ -328,6 +339,10 @@ def test_who_may_be_root_may_be_it_in_the_namespace(settings: tuple[str, ...], e
     assert given == [asked[0] if asked else None] * len(SERVICES)
 
 
+def test_names_are_asked_where_the_values_say() -> None:
+    assert _names_are_asked_at(rendered("networkPolicies.dnsPorts={5300}")) == {("UDP", 5300), ("TCP", 5300)}
+
+
 def test_a_services_own_setting_goes_before_the_common_one() -> None:
     manifests = rendered("env.ELEARN_POOL_SIZE=10", "services.registry.env.ELEARN_POOL_SIZE=3")
     assert _environment(manifests, "elearn-registry")["ELEARN_POOL_SIZE"] == "3"
@@ -348,6 +363,7 @@ def test_a_services_own_setting_goes_before_the_common_one() -> None:
         ("codePort=70000", "codePort"),
         ("projects.mayBeRoot={Search}", "mayBeRoot"),
         ("env.lower=1", "lower"),
+        ("networkPolicies.dnsPorts={}", "dnsPorts"),
     ],
 )
 def test_what_can_not_be_meant_is_refused(setting: str, words: str) -> None:
