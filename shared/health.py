@@ -7,6 +7,7 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from shared.errors import ElearnError
+from shared.listening import addresses
 
 _log = structlog.get_logger(__name__)
 
@@ -17,6 +18,7 @@ class HealthServer:
     """A small HTTP server beside the service.
 
     Args:
+        host: see :func:`shared.listening.addresses`.
         checks: what must hold for the service to be ready, by name; a check raises an
             :class:`~shared.errors.ElearnError` that says what is away.
     """
@@ -37,7 +39,8 @@ class HealthServer:
         app.router.add_get("/metrics", self._metrics)
         self._runner = web.AppRunner(app, access_log=None)
         await self._runner.setup()
-        await web.TCPSite(self._runner, self._host, self._port, reuse_address=True).start()
+        for address in addresses(self._host):
+            await web.TCPSite(self._runner, address, self._port, reuse_address=True).start()
 
     async def stop(self) -> None:
         """Stop answering."""

@@ -21,7 +21,8 @@ class ServiceSettings(msgspec.Struct, frozen=True, kw_only=True):
         postgres_url: this service's own database.
         home: folder for what the service keeps on disk.
         cloud: where compute runs: ``local`` or ``kubernetes``.
-        health_host, health_port: where ``/healthz``, ``/readyz`` and ``/metrics`` answer; port 0: nowhere.
+        health_host, health_port: where ``/healthz``, ``/readyz`` and ``/metrics`` answer; port 0: nowhere, host ``*``:
+            every address, IPv4 and IPv6.
         log_level: ``debug``, ``info``, ``warning`` or ``error``.
         log_format: ``json`` or ``text``.
         pool_size: most connections to the database, besides the leader's one.

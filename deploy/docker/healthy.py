@@ -8,7 +8,7 @@ import sys
 def main() -> int:
     """Ask ``/readyz`` of ELEARN_HEALTH_HOST and ELEARN_HEALTH_PORT; what is missing goes to the standard output."""
     host = os.environ.get("ELEARN_HEALTH_HOST", "127.0.0.1")
-    address = ("127.0.0.1" if host == "0.0.0.0" else host, int(os.environ["ELEARN_HEALTH_PORT"]))  # noqa: S104
+    address = ("127.0.0.1" if host in ("0.0.0.0", "*") else host, int(os.environ["ELEARN_HEALTH_PORT"]))  # noqa: S104
     try:
         with socket.create_connection(address, timeout=4) as connection:
             connection.sendall(b"GET /readyz HTTP/1.0\r\nHost: localhost\r\n\r\n")

@@ -11,6 +11,7 @@ from aiohttp import web
 
 from services.api.middleware import problem_response
 from shared.errors import Conflict, ElearnError, Internal, Malformed
+from shared.listening import addresses
 
 _log = structlog.get_logger(__name__)
 
@@ -60,6 +61,9 @@ class _Protocol(web.RequestHandler):
 async def listen(app: web.Application, host: str, port: int) -> Callable[[], Awaitable[None]]:
     """Begin to answer; answers how to stop.
 
+    Args:
+        host: see :func:`shared.listening.addresses`.
+
     Raises:
         Conflict: the address is taken, or not one of this machine.
     """
@@ -74,7 +78,7 @@ async def listen(app: web.Application, host: str, port: int) -> Callable[[], Awa
     try:
         listener = await loop.create_server(
             lambda: _Protocol(server, loop=loop, access_log=None, logger=_logger),  # type: ignore[arg-type]
-            host,
+            addresses(host),
             port,
             reuse_address=True,
         )

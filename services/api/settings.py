@@ -8,7 +8,8 @@ class Settings(ServiceSettings, frozen=True, kw_only=True):
     """What the gateway reads beside what every service does.
 
     Attributes:
-        listen: host and port to answer HTTP on; loopback unless the operator says otherwise.
+        listen: host and port to answer HTTP on; loopback unless the operator says otherwise. The host ``*`` is every
+            address, IPv4 and IPv6.
         admin_token_file: file with a token that may do everything, read at start; empty: none.
         identity_seconds: how long a token or project that was looked up is believed, in seconds. A token
             deleted through another replica works for this long still.

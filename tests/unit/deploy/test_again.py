@@ -77,8 +77,16 @@ def test_the_machine_reaps_and_ends_when_told() -> None:
         assert process.wait(timeout=20) == 0
 
 
-@pytest.mark.parametrize(("status", "code"), [("200 OK", 0), ("503 Service Unavailable", 1)])
-def test_readiness_is_the_services_own(status: str, code: int) -> None:
+@pytest.mark.parametrize(
+    ("host", "status", "code"),
+    [
+        ("127.0.0.1", "200 OK", 0),
+        ("127.0.0.1", "503 Service Unavailable", 1),
+        ("0.0.0.0", "200 OK", 0),  # noqa: S104 - nothing listens
+        ("*", "200 OK", 0),
+    ],
+)
+def test_readiness_is_the_services_own(host: str, status: str, code: int) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def answer() -> None:
@@ -89,7 +97,7 @@ def test_readiness_is_the_services_own(status: str, code: int) -> None:
 
         answering = threading.Thread(target=answer)
         answering.start()
-        environment = {"ELEARN_HEALTH_HOST": "127.0.0.1", "ELEARN_HEALTH_PORT": str(server.getsockname()[1])}
+        environment = {"ELEARN_HEALTH_HOST": host, "ELEARN_HEALTH_PORT": str(server.getsockname()[1])}
         command = [*PYTHON, str(DOCKER / "healthy.py")]
         ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=20, check=False)
         answering.join()

@@ -108,6 +108,13 @@ def test_every_service_has_two_replicas_with_probes_and_a_budget(service: str) -
     assert _selects(budget["spec"]["selector"]["matchLabels"], deployment["spec"]["template"])
 
 
+def test_pods_answer_at_every_address_as_a_cluster_may_have_ipv6_alone() -> None:
+    for service in SERVICES:
+        assert _environment(committed(), f"elearn-{service}")["ELEARN_HEALTH_HOST"] == "*"
+    assert _environment(committed(), "elearn-api")["ELEARN_LISTEN"] == "*:8470"
+    assert _environment(committed(), "elearn-scheduler")["ELEARN_KUBERNETES_CODE_HOST"] == "*"
+
+
 def test_every_selector_finds_pods() -> None:
     templates = pod_templates(committed()).values()
     services = of_kind(committed(), "Service")

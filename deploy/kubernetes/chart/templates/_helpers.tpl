@@ -122,7 +122,7 @@ capabilities: {drop: [ALL]}
 - name: ELEARN_KUBERNETES_INSTALLATION
   value: {{ include "elearn.installation" . }}
 - name: ELEARN_HEALTH_HOST
-  value: 0.0.0.0
+  value: "*"
 - name: ELEARN_HEALTH_PORT
   value: "8471"
 - name: ELEARN_LOG_LEVEL
@@ -140,7 +140,7 @@ capabilities: {drop: [ALL]}
 {{- end }}
 {{- if .Values.codePort }}
 - name: ELEARN_KUBERNETES_CODE_HOST
-  value: 0.0.0.0
+  value: "*"
 - name: ELEARN_KUBERNETES_CODE_PORT
   value: {{ .Values.codePort | quote }}
 - name: ELEARN_KUBERNETES_CODE_URL
@@ -157,7 +157,7 @@ capabilities: {drop: [ALL]}
 {{- end }}
 {{- if eq .service "api" }}
 - name: ELEARN_LISTEN
-  value: 0.0.0.0:8470
+  value: "*:8470"
 - name: ELEARN_ADMIN_TOKEN_FILE
   value: /run/elearn/admin-token
 {{- end }}

@@ -16,6 +16,7 @@ from services.scheduler.cloud.kubernetes.code import CodeSource
 from services.scheduler.cloud.kubernetes.code_tokens import Claim, CodeTokens
 from services.scheduler.errors import NoSuchCode
 from shared.errors import ElearnError
+from shared.listening import addresses
 
 _log = structlog.get_logger(__name__)
 
@@ -39,7 +40,7 @@ class CodeServer:
 
     Args:
         is_held: looks an attempt up.
-        host, port: where it listens.
+        host, port: where it listens; see :func:`shared.listening.addresses`.
         at_once: downloads at a time.
         waiting: requests that may wait for their turn; beyond, they are told to come again.
     """
@@ -76,7 +77,8 @@ class CodeServer:
         runner = web.AppRunner(self.application(), access_log=None, handle_signals=False, shutdown_timeout=5)
         await runner.setup()
         try:
-            await web.TCPSite(runner, self._host, self._port, reuse_address=True).start()
+            for address in addresses(self._host):
+                await web.TCPSite(runner, address, self._port, reuse_address=True).start()
             await asyncio.Event().wait()
         finally:
             await runner.cleanup()

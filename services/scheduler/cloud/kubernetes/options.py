@@ -23,7 +23,7 @@ class TrainingOptions(msgspec.Struct, frozen=True, kw_only=True):
         kubernetes_code_url: where pods reach the scheduler's code server (``http://elearn-scheduler.elearn:8083``);
             not set: code is delivered in Secrets, which holds some megabytes.
         kubernetes_code_port: where this scheduler serves code to pods; 0: it does not.
-        kubernetes_code_host: the address that it listens at for that.
+        kubernetes_code_host: the address that it listens at for that; ``*``: every one, IPv4 and IPv6.
         kubernetes_log_seconds: how often, at the most, the log of a running task is fetched that nobody reads, in
             seconds: so much of it is lost with a node.
         kubernetes_board_access: how TensorBoards are reached: by the cluster's own names (``service``), or by a
