@@ -1,7 +1,9 @@
 """Manifests of the chart, rendered by a real helm; the committed ones where there is none."""
 
+import json
 import shutil
 import subprocess
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,17 +27,29 @@ def helm() -> str:
     return found
 
 
-def run_helm(*settings: str, namespace: str = "elearn", release: str = "elearn") -> "subprocess.CompletedProcess[str]":
-    """`helm template` with these --set arguments."""
+def run_helm(
+    *settings: str, namespace: str = "elearn", release: str = "elearn", values: Mapping[str, Any] | None = None
+) -> "subprocess.CompletedProcess[str]":
+    """`helm template` with these --set arguments, and values as a file holds them."""
     options = [part for each in settings for part in ("--set", each)]
     command = [helm(), "template", release, str(CHART), "--namespace", namespace, *options]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    if values is not None:
+        command += ["--values", "-"]
+    given = json.dumps(values or {})
+    return subprocess.run(command, input=given, capture_output=True, text=True, timeout=60, check=False)
 
 
 @cache
 def rendered(*settings: str) -> tuple[Manifest, ...]:
     """What the chart makes with these settings."""
     ran = run_helm(*settings)
+    assert ran.returncode == 0, ran.stderr
+    return documents(ran.stdout)
+
+
+def rendered_from(values: Mapping[str, Any]) -> tuple[Manifest, ...]:
+    """What the chart makes with a file of values."""
+    ran = run_helm(values=values)
     assert ran.returncode == 0, ran.stderr
     return documents(ran.stdout)
 
@@ -54,6 +68,14 @@ def documents(text: str) -> tuple[Manifest, ...]:
 def of_kind(manifests: tuple[Manifest, ...], *kinds: str) -> list[Manifest]:
     """Those of some kinds."""
     return [each for each in manifests if each["kind"] in kinds]
+
+
+def environment_of(manifests: tuple[Manifest, ...], name: str) -> dict[str, str]:
+    """The environment of the only container of a pod, by what makes the pod."""
+    (container,) = pod_templates(manifests)[name]["spec"]["containers"]
+    names = [each["name"] for each in container["env"]]
+    assert len(names) == len(set(names))
+    return {each["name"]: each.get("value", "") for each in container["env"]}
 
 
 def pod_templates(manifests: tuple[Manifest, ...]) -> dict[str, Manifest]:

@@ -3,6 +3,9 @@ app.kubernetes.io/name: elearn
 app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+{{- with .Values.labels }}
+{{ toYaml . }}
+{{- end }}
 {{- end }}
 
 {{- define "elearn.selector" -}}
@@ -59,6 +62,9 @@ baseline
 
 {{- define "elearn.natsHost" -}}
 {{- if .Values.nats.bundled -}}
+{{- if or .Values.nats.host .Values.nats.tls -}}
+{{- fail "nats.host, nats.tls: they are of a NATS of yours: say nats.bundled=false as well" -}}
+{{- end -}}
 {{ .Release.Name }}-nats
 {{- else -}}
 {{ required "nats.host: the address of your NATS, as nats.bundled is false" .Values.nats.host }}
@@ -67,6 +73,9 @@ baseline
 
 {{- define "elearn.postgresHost" -}}
 {{- if .Values.postgres.bundled -}}
+{{- if or .Values.postgres.host .Values.postgres.options -}}
+{{- fail "postgres.host, postgres.options: they are of a PostgreSQL of yours: say postgres.bundled=false as well" -}}
+{{- end -}}
 {{ .Release.Name }}-postgres
 {{- else -}}
 {{ required "postgres.host: the address of your PostgreSQL, as postgres.bundled is false" .Values.postgres.host }}
@@ -87,8 +96,53 @@ readOnlyRootFilesystem: true
 capabilities: {drop: [ALL]}
 {{- end }}
 
-{{/* What a service of the name .service reads; the passwords come first, as the URLs refer to them. */}}
+{{/* Where pods of the control plane may run. */}}
+{{- define "elearn.placement" -}}
+{{- with .Values.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with .Values.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{/*
+The operator's settings for a service of the name .service, as a JSON object of texts. (A large number out of a file of
+values would otherwise be written 1e+06; and `merge` takes an empty text, 0 and false for not being there.)
+*/}}
+{{- define "elearn.settings" -}}
+{{- $found := dict -}}
+{{- range $env := list .Values.env (index .Values.services .service).env -}}
+{{- range $name, $value := $env -}}
+{{- $_ := set $found $name (kindIs "string" $value | ternary $value (toJson $value)) -}}
+{{- end -}}
+{{- end -}}
+{{ toJson $found }}
+{{- end }}
+
 {{- define "elearn.environment" -}}
+{{- $given := include "elearn.given" . -}}
+{{ $given }}
+{{- range $name, $value := include "elearn.settings" . | fromJson }}
+{{- if contains (printf "- name: %s\n" $name) $given }}
+{{- fail (printf "env: %s is set by the chart itself; values.yaml tells which value it follows" $name) }}
+{{- end }}
+- name: {{ $name }}
+  value: {{ $value | quote }}
+{{- end }}
+{{- end }}
+
+{{/* What the chart itself tells a service of the name .service; the passwords come first, as the URLs refer to them. */}}
+{{- define "elearn.given" -}}
 - name: NATS_PASSWORD
   valueFrom:
     secretKeyRef: {name: {{ .Values.secret }}, key: nats-password-{{ .service }}}
@@ -160,9 +214,5 @@ capabilities: {drop: [ALL]}
   value: "*:8470"
 - name: ELEARN_ADMIN_TOKEN_FILE
   value: /run/elearn/admin-token
-{{- end }}
-{{- range $name, $value := merge (dict) (index .Values.services .service).env .Values.env }}
-- name: {{ $name }}
-  value: {{ $value | quote }}
 {{- end }}
 {{- end }}
