@@ -90,10 +90,9 @@ class Agents:
             ElearnError: what the agent answered.
         """
         key = (job.namespace, job.name)
-        token = await self._token(job)
-        body = msgspec.json.encode(Envelope(token=token, ask=msgspec.Raw(msgspec.json.encode(ask))))
+        body = await self._envelope(job, ask)
         for again in (True, False):
-            pod = self._pods.get(key) or await self._up(job, token)
+            pod = self._pods.get(key) or await self._up(job)
             try:
                 return await self._ask(job.namespace, pod, body, kind)
             except (_Away, _NoPod):
@@ -102,9 +101,20 @@ class Agents:
                     raise
         raise Internal("unreachable")
 
-    def seems_up(self, job: OwnJob) -> bool:
-        """Whether it has answered this process, and nothing was heard of its end."""
-        return (job.namespace, job.name) in self._pods
+    async def call_running(self, job: OwnJob, ask: object, kind: type[T]) -> T | None:
+        """Ask an agent that has answered this process; None where there is none, or not any more.
+
+        Raises:
+            ElearnError: what the agent answered.
+        """
+        key = (job.namespace, job.name)
+        if (pod := self._pods.get(key)) is None:
+            return None
+        try:
+            return await self._ask(job.namespace, pod, await self._envelope(job, ask), kind)
+        except (_Away, _NoPod):
+            self._pods.pop(key, None)
+            return None
 
     async def end(self, namespace: str, name: str) -> None:
         """End an agent; that there is none is success."""
@@ -131,7 +141,10 @@ class Agents:
             raise from_problem(answered.problem)
         return decode(answered.value, kind, asked)
 
-    async def _up(self, job: OwnJob, token: str) -> str:
+    async def _envelope(self, job: OwnJob, ask: object) -> bytes:
+        return msgspec.json.encode(Envelope(token=await self._token(job), ask=msgspec.Raw(msgspec.json.encode(ask))))
+
+    async def _up(self, job: OwnJob) -> str:
         """The name of the agent's pod, which answers."""
         key = (job.namespace, job.name)
         lock = self._starting.setdefault(key, asyncio.Lock())
@@ -139,7 +152,7 @@ class Agents:
             async with lock:
                 if pod := self._pods.get(key):
                     return pod
-                await self._start(job, token)
+                await self._start(job)
                 pod = await self._ready(job)
                 self._pods[key] = pod
                 while len(self._pods) > _KNOWN:
@@ -149,7 +162,7 @@ class Agents:
             if not lock.locked():
                 self._starting.pop(key, None)
 
-    async def _start(self, job: OwnJob, token: str) -> None:
+    async def _start(self, job: OwnJob) -> None:
         found = await self._cluster.get(JOBS, job.name, Job, namespace=job.namespace)
         if found is not None and found.metadata.deletion_timestamp is None:
             over = any(is_true(found.status.conditions, kind) for kind in ("Complete", "Failed"))
@@ -163,7 +176,7 @@ class Agents:
             env={
                 **job.env,
                 "ELEARN_AGENT_PORT": str(PORT),
-                "ELEARN_AGENT_TOKEN_DIGEST": digest_of(token),
+                "ELEARN_AGENT_TOKEN_DIGEST": digest_of(await self._token(job)),
                 "ELEARN_AGENT_IDLE_SECONDS": f"{self._idle:g}",
             },
             keep_seconds=60,

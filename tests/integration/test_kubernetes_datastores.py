@@ -254,7 +254,7 @@ async def test_files_go_through_one_pod_that_two_replicas_share(tmp_path: Path) 
 
 
 async def test_no_pod_is_started_for_sweeping_alone(tmp_path: Path) -> None:
-    async with kubernetes_storage(tmp_path) as (cloud, server, _, _):
+    async with kubernetes_storage(tmp_path) as (cloud, server, life, _):
         await cloud.provision(directory(DatastoreSpec(name="digits", local=Local(path=f"{tmp_path}/x"))))
         async with contextlib.aclosing(cloud.watch()) as watch:
             seen = await next_of(watch)
@@ -269,6 +269,12 @@ async def test_no_pod_is_started_for_sweeping_alone(tmp_path: Path) -> None:
         os.utime(left, (0, 0))
         agent.sweep(f"{tmp_path}/x")
         assert list((tmp_path / "x").iterdir()) == []
+        (job,) = server.store.all(JOBS)
+        life.ended(server.store.all(PODS)[0])  # nobody asked for so long
+        server.store.finish(JOBS, job["metadata"]["name"], NAMESPACE)
+        for _ in range(2):
+            assert await cloud.sweep(seen.volume, older_than=0) == 0
+        assert server.store.all(JOBS) == []
 
 
 async def test_why_files_can_not_be_reached_yet(tmp_path: Path) -> None:

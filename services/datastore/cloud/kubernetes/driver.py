@@ -263,9 +263,8 @@ class KubernetesStorage:
 
     async def sweep(self, volume: Volume, *, older_than: float) -> int:
         """See the port; for this alone no pod is started, as each sweeps when it starts."""
-        if not self._agents.seems_up(self._agent(volume)):
-            return 0
-        return await self._ask(volume, questions.Sweep(older_than=older_than), int)
+        question: questions.Question = questions.Sweep(older_than=older_than)
+        return await self._agents.call_running(self._agent(volume), question, int) or 0
 
     # -- putting together and taking apart --------------------------------------------------------------------------
 
