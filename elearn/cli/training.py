@@ -130,6 +130,7 @@ def show_(name: Name, project: Project = None, output: Output = Format.table) ->
     if show(output, training):
         return
     spec = training.spec
+    not_yet = f"not yet: {training.unfreed}" if training.unfreed else "not yet"
     details(
         (
             ("Training", f"{training.project}/{training.name}"),
@@ -148,7 +149,7 @@ def show_(name: Name, project: Project = None, output: Output = Format.table) ->
             ("Started", training.started_at),
             ("Running", training.running_at),
             ("Finished", training.finished_at),
-            ("Freed", training.freed_at or ("not yet" if training.tasks else None)),
+            ("Freed", training.freed_at or (not_yet if training.tasks else None)),
             ("Cause", training.cause),
         )
     )

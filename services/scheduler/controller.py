@@ -309,12 +309,8 @@ class Controller:
         self._failing[action.key] = (count + 1, asyncio.get_running_loop().time() + pause)
         note_failed_call(action.what)
         _log.warning("trying again", what=action.what, training=action.key, error=problem, pause=pause)
-        if action.what == "launch":
-            with contextlib.suppress(ElearnError):
-                await self._apply(
-                    action.key,
-                    Hindered(attempt=action.attempt, reason=f"{problem}; trying again"),
-                )
+        with contextlib.suppress(ElearnError):
+            await self._apply(action.key, Hindered(attempt=action.attempt, reason=f"{problem}; trying again"))
 
     # -- rows
 

@@ -52,9 +52,7 @@ def decide(
         case Refused():
             return _refused(record, message, now, pause)
         case Hindered():
-            if message.attempt != record.attempt or record.state != "starting" or message.reason == record.reason:
-                return Decision(record=record)
-            return Decision(record=msgspec.structs.replace(record, reason=message.reason))
+            return Decision(record=_hindered(record, message))
         case Seen():
             return _seen(record, message, now, pause)
         case Vanished():
@@ -96,6 +94,19 @@ def _admit(record: TrainingRecord, now: datetime) -> Decision:
     return Decision(record=changed, events=(Happened(noun="training", event="starting"),))
 
 
+def _hindered(record: TrainingRecord, message: Hindered) -> TrainingRecord:
+    if message.attempt != record.attempt or not record.holding:
+        return record
+    if record.state == "starting":
+        return msgspec.structs.replace(record, reason=message.reason)
+    if record.wanted:
+        return record
+    changed = msgspec.structs.replace(record, unfreed=message.reason)
+    if record.state != "queued":
+        return changed
+    return msgspec.structs.replace(changed, reason=f"waiting until attempt {record.attempt} is freed: {message.reason}")
+
+
 def _refused(record: TrainingRecord, message: Refused, now: datetime, pause: Callable[[int], float]) -> Decision:
     if message.attempt != record.attempt or not record.holding:
         return Decision(record=record)
@@ -129,10 +140,12 @@ def _seen(record: TrainingRecord, message: Seen, now: datetime, pause: Callable[
         changed = msgspec.structs.replace(
             changed,
             state=next_state(changed, "run"),
-            reason=f"{count(len(tasks), 'task')} running",
+            reason=_how_it_runs(tasks),
             running_at=now,
         )
         events = (*events, Happened(noun="training", event="running"))
+    elif changed.state == "running":
+        changed = msgspec.structs.replace(changed, reason=_how_it_runs(tasks))
     elif changed.state == "starting":
         changed = msgspec.structs.replace(changed, reason=_why_it_starts(tasks))
     outcome = _outcome(changed, now, pause)
@@ -151,9 +164,18 @@ def _all_run(record: TrainingRecord) -> bool:
 
 def _why_it_starts(tasks: Sequence[Task]) -> str:
     """What keeps the tasks from running, in the words of the first that says something."""
-    reason = f"starting {count(len(tasks), 'task')}"
+    return _with_words(f"starting {count(len(tasks), 'task')}", tasks)
+
+
+def _how_it_runs(tasks: Sequence[Task]) -> str:
+    """How many run, and what is the matter with the first that says something."""
+    running, all_of_them = sum(task.state == "running" for task in tasks), count(len(tasks), "task")
+    return _with_words(f"{all_of_them if running == len(tasks) else f'{running} of {all_of_them}'} running", tasks)
+
+
+def _with_words(reason: str, tasks: Sequence[Task]) -> str:
     for task in tasks:
-        if task.reason and task.state in ("pending", "starting"):
+        if task.reason and task.finished_at is None:
             return f"{reason}: {task.name}: {task.reason}"
     return reason
 
@@ -228,6 +250,8 @@ def _freed(record: TrainingRecord, message: Freed, now: datetime) -> Decision:
     tasks, events = merge(record.tasks, message.tasks)
     tasks = tuple(over(task, now) for task in tasks)
     changed = msgspec.structs.replace(record, tasks=tasks, holding=False)
+    if record.unfreed:
+        changed = msgspec.structs.replace(changed, unfreed="", reason="" if record.state == "queued" else record.reason)
     changed = with_last_attempt(changed, tasks=tasks, freed_at=now)
     if record.state in ENDED:
         changed = msgspec.structs.replace(changed, freed_at=now)

@@ -127,6 +127,7 @@ class TrainingRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         failures: attempts that failed by their own fault; losses: by the infrastructure's.
         deadline: seconds from ``deadline_from``.
         not_before: no next attempt before this instant.
+        unfreed: why the current attempt could not be freed so far, in words.
     """
 
     project: str
@@ -154,6 +155,7 @@ class TrainingRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     running_at: Instant | None = None
     finished_at: Instant | None = None
     freed_at: Instant | None = None
+    unfreed: str = ""
     tasks: tuple[Task, ...] = ()
     attempts: tuple[Attempt, ...] = ()
 
@@ -205,7 +207,7 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Hindered(msgspec.Struct, frozen=True, kw_only=True):
-    """A launch is tried again later; ``reason`` says what is in the way."""
+    """A launch or freeing is tried again later; ``reason`` says what is in the way."""
 
     attempt: int
     reason: str
@@ -322,6 +324,7 @@ def view(record: TrainingRecord) -> Training:
         running_at=record.running_at,
         finished_at=record.finished_at,
         freed_at=record.freed_at,
+        unfreed=record.unfreed,
         tasks=record.tasks,
         attempts=record.attempts,
         notes=record.notes,

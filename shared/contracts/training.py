@@ -170,6 +170,7 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         tasks: of the current attempt.
         attempts: those before the current one, and the current one once it has ended.
         freed_at: when all compute was given back.
+        unfreed: why it has not been given back yet although it is not wanted any more, in words.
         notes: what the user should know of how the spec is taken in this cloud.
     """
 
@@ -185,6 +186,7 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     running_at: Instant | None = None
     finished_at: Instant | None = None
     freed_at: Instant | None = None
+    unfreed: str = ""
     tasks: tuple[Task, ...] = ()
     attempts: tuple[Attempt, ...] = ()
     notes: tuple[str, ...] = ()

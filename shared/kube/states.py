@@ -11,6 +11,8 @@ _IMAGE: Final = frozenset(
 _STUCK: Final = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
 _AFFINITY: Final = "pod affinity rules"
 """In what Kubernetes says of nodes that lack the pods which a pod has to be near."""
+_GATES: Final = "ReadinessGatesNotReady"
+"""Why a node itself says that a pod is not ready whose containers are."""
 _WORDS: Final = 300
 
 
@@ -18,6 +20,21 @@ def is_ready(pod: Pod) -> bool:
     """Whether it runs, answers, and is not on its way out."""
     found = condition(pod.status.conditions, "Ready")
     return found is not None and found.status == "True" and pod.metadata.deletion_timestamp is None
+
+
+def is_unheard_of(pod: Pod) -> bool:
+    """Whether its node has not been heard of for so long that the cluster says so: it may still run there, or not.
+
+    Of a pod whose containers were all ready when its node last spoke, nobody else says that it is not.
+    """
+    ready, containers = (condition(pod.status.conditions, kind) for kind in ("Ready", "ContainersReady"))
+    return (
+        ready is not None
+        and containers is not None
+        and ready.status != "True"
+        and containers.status == "True"
+        and ready.reason != _GATES
+    )
 
 
 def is_over(pod: Pod) -> bool:

@@ -92,6 +92,16 @@ class ClusterLife:
                 self._disrupt(pod, "DeletionByTaintManager", "Taint manager: deleting due to NoExecute taint")
                 self.store.finish(PODS, pod["metadata"]["name"], pod["metadata"]["namespace"])
 
+    def silence_node(self, name: str, *, since: str) -> None:
+        """A node has not been heard of since then; its pods are as it told of them last, but for being ready."""
+        ready = {"type": "Ready", "status": "Unknown", "reason": "NodeStatusUnknown", "lastTransitionTime": since}
+        self.store.change(NODES, name, status={"conditions": [ready]})
+        for pod in self.store.all(PODS):
+            if pod["spec"].get("nodeName") == name and pod["status"]["phase"] == "Running":
+                kinds = {"Ready": "False", "ContainersReady": "True"}
+                told = [{"type": kind, "status": status} for kind, status in kinds.items()]
+                self._status(pod, {**pod["status"], "conditions": told})
+
     def event(self, resource: Resource, name: str, reason: str, message: str, *, namespace: str = "default") -> None:
         """The cluster says something of an object."""
         involved = {"kind": resource.kind, "name": name, "namespace": namespace}

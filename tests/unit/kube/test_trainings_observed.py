@@ -135,8 +135,8 @@ def look(of: Group, *pods: Pod, told: Job | None = None, now: float = 100, relea
         (FAIL, [], job(FAIL, failedIndexes="0"), "lost", "its pod was deleted"),
         (FAIL, [], job(FAIL, failedIndexes="0", failed="Job has failed indexes"), "lost", "its pod was deleted"),
         (FAIL, [], job(FAIL, failed="Job was active longer"), "lost", "its Job has failed: Job was active longer"),
-        (FAIL, [pod(FAIL)], job(FAIL), "starting", ""),
-        (FAIL, [pod(FAIL, phase="Unknown")], job(FAIL), "starting", ""),
+        (FAIL, [pod(FAIL)], job(FAIL), "starting", "node n1 has not started it yet"),
+        (FAIL, [pod(FAIL, phase="Unknown")], job(FAIL), "starting", "node n1 has not started it yet"),
         (FAIL, [pod(FAIL, node="", **NO_ROOM)], job(FAIL), "starting", "no node takes it: 0/3 nodes"),
         (
             FAIL,

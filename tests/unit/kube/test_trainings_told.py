@@ -193,6 +193,11 @@ def test_a_pod_on_a_node_that_does_not_answer() -> None:
     story = Story(FAIL)
     story.pod(FAIL, **running())
     assert story.sure(4000, pod(FAIL, **running())).state == "running"  # for as long as Kubernetes says nothing
+    ready, no_more = {"type": "ContainersReady", "status": "True"}, {"type": "Ready", "status": "False"}
+    story.pod(FAIL, **running(conditions=[no_more, ready]))
+    assert (story.one(4001).state, story.one(4001).reason) == ("running", "node n1 does not answer")
+    story.pod(FAIL, **running(conditions=[{**no_more, "reason": "ReadinessGatesNotReady"}, ready]))
+    assert story.one(4002).reason == ""
     story.pod(FAIL, deleted=4020, **running(**TAKEN))
     assert story.one(4021).state == "running"
     assert story.attempts.next_look() == at(4090)
@@ -260,8 +265,9 @@ def test_what_the_cluster_says_of_a_pod_that_does_not_start() -> None:
     assert story.attempts.questions(at(10), 10) == []
     (question,) = story.attempts.questions(at(20), 10)
     assert (question.resource, question.name) == (PODS, "s-worker-0-0")
+    assert story.one(14).reason == ""
     story.attempts.answer(question, "FailedScheduling: 0/1 nodes")  # long ago
-    assert story.one(20).reason == ""
+    assert story.one(20).reason == "node n1 has not started it yet"
     story.attempts.answer(question, "FailedMount: mount.nfs: connection timed out")
     assert "can't be mounted: FailedMount: mount.nfs" in story.one(20).reason
     assert story.sure(599, pod(FAIL, **waiting("ContainerCreating"))).state == "starting"

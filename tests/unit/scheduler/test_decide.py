@@ -78,17 +78,49 @@ def test_a_task_that_ends_before_it_was_seen_running_still_tells_the_whole_story
     assert names(decision) == ["chief-0 running", "chief-0 succeeded", "running", "succeeded"]
 
 
+def test_why_an_attempt_is_not_freed_is_told_until_it_is() -> None:
+    one = running(retries=1)
+    hindered = Hindered(attempt=1, reason="node n1 does not answer")
+    assert tell(one, hindered).record == one, "it is wanted: nobody frees it"
+    ended = tell(one, Stop(reason="enough")).record
+    ended = tell(ended, hindered).record
+    assert (ended.reason, ended.unfreed) == ("enough", "node n1 does not answer")
+    assert tell(ended, Hindered(attempt=0, reason="of another")).record == ended
+    freed = tell(ended, Freed(attempt=1, tasks=ended.tasks)).record
+    assert (freed.reason, freed.unfreed) == ("enough", "")
+    assert tell(freed, hindered).record == freed
+    lost = tell(one, seen(one, chief_0="lost")).record
+    assert (lost.state, lost.unfreed) == ("queued", "")
+    waits = tell(lost, hindered).record
+    assert waits.reason == "waiting until attempt 1 is freed: node n1 does not answer"
+    freed = tell(waits, Freed(attempt=1, tasks=waits.tasks)).record
+    assert (freed.state, freed.reason, freed.unfreed) == ("queued", "", "")
+
+
+def test_what_is_the_matter_with_a_task_is_told_while_the_others_run() -> None:
+    one = running(roles=cluster(workers=1, ps=1))
+    assert one.reason == "3 tasks running"
+    shown = seen(one)
+    silent = [msgspec.structs.replace(each, reason="node n1 does not answer") for each in shown.tasks[1:]]
+    one = tell(one, msgspec.structs.replace(shown, tasks=(shown.tasks[0], *silent))).record
+    assert (one.state, one.reason) == ("running", f"3 tasks running: {silent[0].name}: node n1 does not answer")
+    again = msgspec.structs.replace(silent[0], state="starting", reason="exit code 1; starting it again")
+    one = tell(one, msgspec.structs.replace(shown, tasks=(shown.tasks[0], again, shown.tasks[2]))).record
+    assert one.reason == f"2 of 3 tasks running: {again.name}: exit code 1; starting it again"
+    assert tell(one, shown).record.reason == "3 tasks running"
+
+
 @pytest.mark.parametrize(
     ("roles", "states", "state", "reason"),
     [
         (cluster(workers=2, ps=1), {"worker_1": "failed"}, "failed", "worker-1 ended with exit code 1"),
         (cluster(workers=2), {"worker_1": "failed"}, "failed", "worker-1 ended with exit code 1"),
         (cluster(workers=1, ps=1), {"ps_0": "failed"}, "failed", "ps-0 ended with exit code 1"),
-        (cluster(workers=1, ps=1), {"ps_0": "succeeded"}, "running", "3 tasks running"),
-        (cluster(workers=1), {"worker_0": "succeeded"}, "running", "2 tasks running"),
-        (cluster(evaluator=1), {"evaluator_0": "failed"}, "running", "2 tasks running"),
-        (cluster(evaluator=1), {"evaluator_0": "lost"}, "running", "2 tasks running"),
-        (cluster(evaluator=1), {"evaluator_0": "succeeded"}, "running", "2 tasks running"),
+        (cluster(workers=1, ps=1), {"ps_0": "succeeded"}, "running", "2 of 3 tasks running"),
+        (cluster(workers=1), {"worker_0": "succeeded"}, "running", "1 of 2 tasks running"),
+        (cluster(evaluator=1), {"evaluator_0": "failed"}, "running", "1 of 2 tasks running"),
+        (cluster(evaluator=1), {"evaluator_0": "lost"}, "running", "1 of 2 tasks running"),
+        (cluster(evaluator=1), {"evaluator_0": "succeeded"}, "running", "1 of 2 tasks running"),
         (
             cluster(workers=1),
             {"chief_0": "succeeded", "worker_0": "failed"},
@@ -96,7 +128,7 @@ def test_a_task_that_ends_before_it_was_seen_running_still_tells_the_whole_story
             "chief-0 ended with exit code 0",
         ),
         (cluster(chief=0, workers=2), {"worker_0": "succeeded"}, "succeeded", "worker-0 ended with exit code 0"),
-        (cluster(chief=0, workers=2, ps=1), {"worker_1": "succeeded"}, "running", "3 tasks running"),
+        (cluster(chief=0, workers=2, ps=1), {"worker_1": "succeeded"}, "running", "2 of 3 tasks running"),
     ],
 )  # fmt: skip
 def test_which_end_means_what(roles: Any, states: Any, state: str, reason: str) -> None:

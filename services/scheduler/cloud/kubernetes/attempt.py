@@ -7,7 +7,7 @@ from typing import Final
 import msgspec
 
 from services.scheduler.cloud.kubernetes.identity import AttemptKey, Group, Roster
-from services.scheduler.cloud.kubernetes.observing import FINAL, Place, observe
+from services.scheduler.cloud.kubernetes.observing import FINAL, NOT_STARTED, Place, observe
 from services.scheduler.cloud.kubernetes.options import TrainingOptions
 from services.scheduler.cloud.kubernetes.refusals import is_for_good
 from services.scheduler.cloud.kubernetes.seen import JobSeen, PodSeen, Seen, ServiceSeen
@@ -19,7 +19,6 @@ Indexed = tuple[RoleName, int]
 """A task by its role and index; a group by its role and the index of its first task."""
 
 _NO_POD: Final = timedelta(seconds=3)
-_NOT_STARTED: Final = timedelta(seconds=15)
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True):
@@ -295,7 +294,7 @@ class Attempt:
                 continue
             if task.pods:
                 pod = task.pods[-1]
-                late = pod.placed_at is not None and pod.placed_at + _NOT_STARTED <= now
+                late = pod.placed_at is not None and pod.placed_at + NOT_STARTED <= now
                 if late and pod.stage == "waiting" and not pod.trouble:
                     return Question(
                         key=self.key, about=key, resource=PODS, namespace=pod.namespace, name=pod.name, uid=pod.uid

@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
 from typing import Final
 
 import msgspec
+import structlog
 
 from services.scheduler.cloud.kubernetes.attempt import Attempt
 from services.scheduler.cloud.kubernetes.attempts import Attempts, SeenService, listed_attempt
@@ -17,15 +19,17 @@ from services.scheduler.cloud.kubernetes.manifests import Setting
 from services.scheduler.cloud.kubernetes.seen import pod_seen
 from shared.clock import now
 from shared.contracts.training import Task
-from shared.errors import Conflict, Invalid, NotFound, Unavailable
+from shared.errors import Conflict, ElearnError, Invalid, NotFound, Unavailable
 from shared.kube.client import Cluster
 from shared.kube.errors import NamespaceMissing
 from shared.kube.merge import Mirror
-from shared.kube.objects import HasMetadata, Job, Pod
-from shared.kube.resources import JOBS, PODS, SERVICES, Resource
+from shared.kube.objects import HasMetadata, Job, Node, Pod, condition
+from shared.kube.resources import JOBS, NODES, PODS, SERVICES, Resource
 from shared.kube.sending import side_by_side
 from shared.kube.states import is_over
 from shared.kube.watch import watch
+
+_log = structlog.get_logger(__name__)
 
 _OPEN_SECONDS: Final = 0.05
 """Deleting waits so long at the most until the logs of what is deleted are being read."""
@@ -33,6 +37,7 @@ _OTHERS_SECONDS: Final = 0.5
 """Who has ended its tasks waits so long at the most for others that are about to."""
 _GONE_SECONDS: Final = 20.0
 """Beyond the grace of its pods, an attempt may take so long to go; then freeing it is tried again."""
+_MOST_NAMES: Final = 3
 
 
 class Freeing:
@@ -45,6 +50,7 @@ class Freeing:
     def __init__(self, cluster: Cluster, setting: Setting, logs: TaskLogs) -> None:
         self._cluster = cluster
         self._setting = setting
+        self._lost_after = timedelta(seconds=setting.options.kubernetes_lost_node_seconds)
         self._logs = logs
         self._told: Attempts | None = None
         self._ending = 0
@@ -195,8 +201,47 @@ class Freeing:
                     if left.synced and not len(left):
                         return
         except TimeoutError:
-            names = ", ".join(sorted(pod.metadata.name for pod in left)[:3])
-            raise Unavailable(f"pods do not end: {names}", retry=5) from None
+            silent = await self._silent_nodes(pod.spec.node_name for pod in left)
+            await self._give_up_pods(list(left), silent)
+            raise Unavailable(words_of(list(left), silent, self._lost_after), retry=5) from None
+
+    async def _silent_nodes(self, names: Iterable[str]) -> dict[str, datetime | None]:
+        """Those of these nodes that do not answer, and since when."""
+        wanted = set(names)
+        try:
+            nodes = await self._cluster.list(NODES, Node, ours=False)
+        except ElearnError as error:  # where we may not see nodes, we can but wait
+            _log.info("nodes of pods that do not end can't be seen", error=error.detail)
+            return {}
+        ready = {node.metadata.name: condition(node.status.conditions, "Ready") for node in nodes}
+        return {
+            name: found.last_transition_time
+            for name, found in ready.items()
+            if name in wanted and found is not None and found.status == "Unknown"
+        }
+
+    async def _give_up_pods(self, left: Sequence[Pod], silent: Mapping[str, datetime | None]) -> None:
+        """Take pods for ended whose nodes have been silent for longer than the operator wants to wait for them."""
+        if not self._lost_after:
+            return
+        before = now() - self._lost_after
+        for pod in left:
+            since = silent.get(pod.spec.node_name)
+            if since is not None and since < before:
+                _log.warning("a pod is given up with its node", pod=pod.metadata.name, node=pod.spec.node_name)
+                await self._delete(PODS, pod, pod.metadata.namespace, grace=0)
+
+
+def words_of(left: Sequence[Pod], silent: Mapping[str, datetime | None], lost_after: timedelta) -> str:
+    """Why freeing takes so long, and who can help."""
+    nodes = sorted({pod.spec.node_name for pod in left if pod.spec.node_name in silent})
+    if not nodes:
+        return f"pods do not end: {', '.join(sorted(pod.metadata.name for pod in left)[:_MOST_NAMES])}"
+    names = ", ".join(nodes[:_MOST_NAMES])
+    silent = f"node {names} does not answer" if len(nodes) == 1 else f"nodes {names} do not answer"
+    if lost_after:
+        return f"{silent}; what may still run there is given up after {lost_after.total_seconds():g} s"
+    return f"{silent}, and may still run tasks: an operator has to bring back or delete what is off for good"
 
 
 def _has_ended(pod: Pod) -> bool:

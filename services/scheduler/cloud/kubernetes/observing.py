@@ -30,6 +30,8 @@ from services.scheduler.cloud.kubernetes.seen import JobSeen, PodSeen
 from shared.contracts.training import Task, TaskState
 
 FINAL: Final = frozenset({"succeeded", "failed", "stopped", "lost"})
+NOT_STARTED: Final = timedelta(seconds=15)
+"""A pod that waits for so long on its node is asked after."""
 _OVERDUE: Final = timedelta(seconds=60)
 """A pod that is still there so long after its processes should have been ended is on a node that does not answer."""
 _TRIES: Final = 60.0
@@ -125,7 +127,8 @@ def observe(place: Place, pods: Sequence[PodSeen], now: datetime, options: Train
     if place.over(going):
         return Look(_over(task, "lost", f"{pod.words or 'its pod was deleted'}; its node does not answer", now))
     if pod.stage == "running":
-        return Look(msgspec.structs.replace(task, state="running", started_at=pod.started_at), going)
+        reason = f"node {pod.node} does not answer" if pod.unheard_of else ""
+        return Look(msgspec.structs.replace(task, state="running", started_at=pod.started_at, reason=reason), going)
     look = _waiting(place, pod, pods, task, now, options)
     return look if going is None else Look(look.task, going)
 
@@ -211,7 +214,7 @@ def _waiting(
     place: Place, pod: PodSeen, pods: Sequence[PodSeen], task: Task, now: datetime, options: TrainingOptions
 ) -> Look:
     """Its pod is there, and its container does not run yet."""
-    reason, since, deadline = _hindrance(place, pod, options)
+    reason, since, deadline = _hindrance(place, pod, now, options)
     if not reason:
         before = next((each for each in reversed(pods) if each is not pod and each.stage == "ended"), place.last)
         if before is not None and place.restarts:
@@ -226,7 +229,9 @@ def _waiting(
     return Look(msgspec.structs.replace(task, state="starting", reason=reason), deadline)
 
 
-def _hindrance(place: Place, pod: PodSeen, options: TrainingOptions) -> tuple[str, datetime | None, datetime | None]:
+def _hindrance(
+    place: Place, pod: PodSeen, now: datetime, options: TrainingOptions
+) -> tuple[str, datetime | None, datetime | None]:
     """What is in the way in words, since when, and until when that is borne."""
     schedule = options.kubernetes_schedule_seconds
     if pod.trouble in ("image", "start"):
@@ -237,7 +242,13 @@ def _hindrance(place: Place, pod: PodSeen, options: TrainingOptions) -> tuple[st
     if place.said.startswith(_VOLUME):
         reason = shortened(f"its volumes can't be mounted: {place.said}")
         return reason, pod.placed_at, _after(pod.placed_at, schedule)
-    return place.said, pod.placed_at, None
+    reason = place.said or (f"node {pod.node} has not started it yet" if _is_late(pod, now) else "")
+    return reason, pod.placed_at, None
+
+
+def _is_late(pod: PodSeen, now: datetime) -> bool:
+    """The cluster has been asked by now what keeps it."""
+    return pod.stage == "waiting" and pod.placed_at is not None and pod.placed_at + NOT_STARTED <= now
 
 
 def _borne_until(place: Place, since: datetime | None, options: TrainingOptions) -> datetime | None:

@@ -20,6 +20,9 @@ class TrainingOptions(msgspec.Struct, frozen=True, kw_only=True):
             its pod was made has failed, in seconds; so has one whose pod the cluster refuses for so long.
         kubernetes_schedule_seconds: an attempt of which some pod finds no node, no volume or no quota for so long is
             given up and tried again later, in seconds, so that the others do not hold their nodes for nothing.
+        kubernetes_lost_node_seconds: the pods of a freed attempt are given up, in seconds, when their node has not
+            answered for so long: the next attempt starts though they may still run there, behind a cut network, and
+            write to the same folders. 0: never, until the node is back or somebody deletes it.
         kubernetes_code_url: where pods reach the scheduler's code server (``http://elearn-scheduler.elearn:8083``);
             not set: code is delivered in Secrets, which holds some megabytes.
         kubernetes_code_port: where this scheduler serves code to pods; 0: it does not.
@@ -41,6 +44,7 @@ class TrainingOptions(msgspec.Struct, frozen=True, kw_only=True):
     kubernetes_training_image: str = ""
     kubernetes_start_seconds: float = 300.0
     kubernetes_schedule_seconds: float = 600.0
+    kubernetes_lost_node_seconds: float = 0.0
     kubernetes_code_url: str = ""
     kubernetes_code_port: int = 0
     kubernetes_code_host: str = "127.0.0.1"

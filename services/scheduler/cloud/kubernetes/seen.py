@@ -21,7 +21,7 @@ from services.scheduler.cloud.kubernetes.identity import (
 )
 from shared.contracts.training import ROLES, RoleName
 from shared.kube.objects import Condition, Job, Metadata, Pod, View, condition, is_true
-from shared.kube.states import image_trouble, no_room, stuck
+from shared.kube.states import image_trouble, is_unheard_of, no_room, stuck
 
 Trouble = Literal["", "image", "start", "room"]
 Stage = Literal["waiting", "preparing", "running", "ended"]
@@ -100,6 +100,7 @@ class PodSeen(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         placed_at: when a node was found for it.
         words: of its trouble, or of its end.
         going_at: by then its processes should have been ended, as somebody deleted it.
+        unheard_of: it ran when its node was last heard of, and that is long ago.
         end: how it came to its end.
     """
 
@@ -117,6 +118,7 @@ class PodSeen(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     created_at: datetime | None = None
     placed_at: datetime | None = None
     going_at: datetime | None = None
+    unheard_of: bool = False
     started_at: datetime | None = None
     finished_at: datetime | None = None
     end: End | None = None
@@ -205,7 +207,9 @@ def pod_seen(pod: Pod) -> PodSeen | None:
     box = next((each for each in pod.status.container_statuses if each.name == CONTAINER), None)
     if box is not None and box.state.running is not None:
         started = box.state.running.started_at or pod.status.start_time or about.creation_timestamp
-        return msgspec.structs.replace(seen, stage="running", started_at=started, words=taken_away(pod))
+        return msgspec.structs.replace(
+            seen, stage="running", started_at=started, words=taken_away(pod), unheard_of=is_unheard_of(pod)
+        )
     if any(each.state.running is not None for each in pod.status.init_container_statuses):
         return msgspec.structs.replace(seen, stage="preparing")
     trouble, words = _trouble(pod)
