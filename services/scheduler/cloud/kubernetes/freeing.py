@@ -241,7 +241,8 @@ def words_of(left: Sequence[Pod], silent: Mapping[str, datetime | None], lost_af
     silent = f"node {names} does not answer" if len(nodes) == 1 else f"nodes {names} do not answer"
     if lost_after:
         return f"{silent}; what may still run there is given up after {lost_after.total_seconds():g} s"
-    return f"{silent}, and may still run tasks: an operator has to bring back or delete what is off for good"
+    it = "it" if len(nodes) == 1 else "them"
+    return f"{silent}, and may still run tasks: an operator has to bring {it} back, or delete {it} once off for good"
 
 
 def _has_ended(pod: Pod) -> bool:
