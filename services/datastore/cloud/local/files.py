@@ -8,6 +8,7 @@ import os
 import secrets
 import stat
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Final, Literal
 
@@ -20,7 +21,7 @@ from shared.errors import Conflict, ElearnError, Invalid
 UPLOADS: Final = ".elearn-uploads"
 """Folder at the top of a datastore that holds unfinished uploads; not listed, gone when it is empty."""
 
-_TRIES: Final = 5
+_TRIES: Final = 20
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -79,7 +80,7 @@ def write_part(root: str, path: str, *, upload: str, offset: int, data: bytes, e
             _check_target(tree, path)
         try:
             for _ in range(_TRIES):
-                with tree.directory(UPLOADS, make=True) as uploads:
+                with _uploads_folder(tree) as uploads:
                     if _append(uploads, temporary, offset, data, end=end):
                         if end:
                             _publish(tree, uploads, temporary, path)
@@ -87,6 +88,20 @@ def write_part(root: str, path: str, *, upload: str, offset: int, data: bytes, e
         finally:
             _drop_uploads(tree)
         raise FileNotFoundError(errno.ENOENT, "the folder of uploads vanishes again and again")
+
+
+@contextlib.contextmanager
+def _uploads_folder(tree: Tree) -> Iterator[int]:
+    """The folder of uploads; another upload that ends removes it, even while it is being opened."""
+    with contextlib.ExitStack() as entered:
+        for left in reversed(range(_TRIES)):
+            try:
+                uploads = entered.enter_context(tree.directory(UPLOADS, make=True))
+                break
+            except FileNotFoundError:
+                if not left:
+                    raise
+        yield uploads
 
 
 def delete_path(root: str, path: str) -> None:
