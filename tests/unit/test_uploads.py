@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from services.datastore.cloud.local import files
+from shared.errors import ElearnError
 
 
 def test_the_folder_of_uploads_may_vanish_while_it_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,7 +26,7 @@ def test_the_folder_of_uploads_may_vanish_while_it_is_opened(tmp_path: Path, mon
 
 
 def test_many_uploads_at_once_all_arrive(tmp_path: Path) -> None:
-    problems: list[BaseException] = []
+    problems: list[ElearnError] = []
     begin = threading.Barrier(8)
 
     def upload(number: int) -> None:
@@ -33,7 +34,7 @@ def test_many_uploads_at_once_all_arrive(tmp_path: Path) -> None:
         for turn in range(40):
             try:
                 files.write_part(str(tmp_path), f"{number}/{turn}", upload="x", offset=0, data=b"%d" % turn, end=True)
-            except BaseException as error:
+            except ElearnError as error:
                 problems.append(error)
 
     threads = [threading.Thread(target=upload, args=(number,)) for number in range(8)]

@@ -2,9 +2,9 @@
 
 import asyncio
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import datetime, timedelta
-from typing import Final
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from typing import Final, NoReturn
 
 import msgspec
 import structlog
@@ -17,13 +17,14 @@ from services.scheduler.cloud.kubernetes.log_sources import writer_seen, writers
 from services.scheduler.cloud.kubernetes.logs import TaskLogs
 from services.scheduler.cloud.kubernetes.manifests import Setting
 from services.scheduler.cloud.kubernetes.seen import pod_seen
+from services.scheduler.cloud.kubernetes.silence import Silent, given_up, silent_among, why_unended
 from shared.clock import now
 from shared.contracts.training import Task
 from shared.errors import Conflict, ElearnError, Invalid, NotFound, Unavailable
 from shared.kube.client import Cluster
 from shared.kube.errors import NamespaceMissing
 from shared.kube.merge import Mirror
-from shared.kube.objects import HasMetadata, Job, Node, Pod, condition
+from shared.kube.objects import HasMetadata, Job, Node, Pod
 from shared.kube.resources import JOBS, NODES, PODS, SERVICES, Resource
 from shared.kube.sending import side_by_side
 from shared.kube.states import is_over
@@ -37,7 +38,6 @@ _OTHERS_SECONDS: Final = 0.5
 """Who has ended its tasks waits so long at the most for others that are about to."""
 _GONE_SECONDS: Final = 20.0
 """Beyond the grace of its pods, an attempt may take so long to go; then freeing it is tried again."""
-_MOST_NAMES: Final = 3
 
 
 class Freeing:
@@ -201,48 +201,25 @@ class Freeing:
                     if left.synced and not len(left):
                         return
         except TimeoutError:
-            silent = await self._silent_nodes(pod.spec.node_name for pod in left)
-            await self._give_up_pods(list(left), silent)
-            raise Unavailable(words_of(list(left), silent, self._lost_after), retry=5) from None
+            await self._look_at_nodes(list(left))
 
-    async def _silent_nodes(self, names: Iterable[str]) -> dict[str, datetime | None]:
-        """Those of these nodes that do not answer, and since when."""
-        wanted = set(names)
+    async def _look_at_nodes(self, left: Sequence[Pod]) -> NoReturn:
+        """Take pods for ended that are not waited for any longer, as their nodes do not answer.
+
+        Raises:
+            Unavailable: always, with what is waited for.
+        """
+        silent: Silent = {}
         try:
             nodes = await self._cluster.list(NODES, Node, ours=False)
         except ElearnError as error:  # where we may not see nodes, we can but wait
             _log.info("nodes of pods that do not end can't be seen", error=error.detail)
-            return {}
-        ready = {node.metadata.name: condition(node.status.conditions, "Ready") for node in nodes}
-        return {
-            name: found.last_transition_time
-            for name, found in ready.items()
-            if name in wanted and found is not None and found.status == "Unknown"
-        }
-
-    async def _give_up_pods(self, left: Sequence[Pod], silent: Mapping[str, datetime | None]) -> None:
-        """Take pods for ended whose nodes have been silent for longer than the operator wants to wait for them."""
-        if not self._lost_after:
-            return
-        before = now() - self._lost_after
-        for pod in left:
-            since = silent.get(pod.spec.node_name)
-            if since is not None and since < before:
-                _log.warning("a pod is given up with its node", pod=pod.metadata.name, node=pod.spec.node_name)
-                await self._delete(PODS, pod, pod.metadata.namespace, grace=0)
-
-
-def words_of(left: Sequence[Pod], silent: Mapping[str, datetime | None], lost_after: timedelta) -> str:
-    """Why freeing takes so long, and who can help."""
-    nodes = sorted({pod.spec.node_name for pod in left if pod.spec.node_name in silent})
-    if not nodes:
-        return f"pods do not end: {', '.join(sorted(pod.metadata.name for pod in left)[:_MOST_NAMES])}"
-    names = ", ".join(nodes[:_MOST_NAMES])
-    silent = f"node {names} does not answer" if len(nodes) == 1 else f"nodes {names} do not answer"
-    if lost_after:
-        return f"{silent}; what may still run there is given up after {lost_after.total_seconds():g} s"
-    it = "it" if len(nodes) == 1 else "them"
-    return f"{silent}, and may still run tasks: an operator has to bring {it} back, or delete {it} once off for good"
+        else:
+            silent = silent_among(nodes, {pod.spec.node_name for pod in left})
+        for pod in given_up(left, silent, self._lost_after, now()):
+            _log.warning("a pod is given up with its node", pod=pod.metadata.name, node=pod.spec.node_name)
+            await self._delete(PODS, pod, pod.metadata.namespace, grace=0)
+        raise Unavailable(why_unended(left, silent, self._lost_after), retry=5)
 
 
 def _has_ended(pod: Pod) -> bool:
