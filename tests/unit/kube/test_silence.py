@@ -58,8 +58,8 @@ def test_only_what_has_been_silent_for_long_enough_is_given_up(
         (
             {"b": None, "a": at(5)},
             NEVER,
-            "nodes a, b do not answer, and may still run tasks: an operator has to bring them back, or delete them once "
-            "off for good",
+            "nodes a, b do not answer, and may still run tasks: an operator has to bring them back, or delete them "
+            "once off for good",
         ),
         (
             {"a": at(5)},
