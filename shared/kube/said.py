@@ -9,6 +9,8 @@ from shared.kube.objects import Event
 from shared.kube.resources import EVENTS, Resource
 
 _WORDS: Final = 300
+_HOW: Final = "\nMounting command:"
+_OUTPUT: Final = "\nOutput: "
 _LONG_AGO: Final = datetime.min.replace(tzinfo=UTC)
 
 
@@ -23,4 +25,12 @@ async def last_words(cluster: Cluster, resource: Resource, name: str, namespace:
     if not warnings:
         return ""
     last = max(warnings, key=lambda event: event.last_timestamp or event.event_time or _LONG_AGO)
-    return " ".join(f"{last.reason}: {last.message}".split())[:_WORDS]
+    return in_a_line(last.reason, last.message)
+
+
+def in_a_line(reason: str, message: str) -> str:
+    """An event in one line, as much as is shown; of a mount that failed, what it said and not how it was called."""
+    told, _, output = message.partition(_OUTPUT)
+    if output:
+        message = f"{told.partition(_HOW)[0]}: {output}"
+    return " ".join(f"{reason}: {message}".split())[:_WORDS]
