@@ -25,7 +25,7 @@ async def last_words(cluster: Cluster, resource: Resource, name: str, namespace:
     if not warnings:
         return ""
     last = max(warnings, key=lambda event: event.last_timestamp or event.event_time or _LONG_AGO)
-    return in_a_line(last.reason, last.message)
+    return in_a_line(last.reason or "", last.message or "")
 
 
 def in_a_line(reason: str, message: str) -> str:
