@@ -103,7 +103,7 @@ def test_versions_and_labels_choose_the_model(client):
 
 
 def test_every_address_is_one_of_either_family(models, tmp_path):
-    server = Server(tmp_path, "both", versions=[{"version": 1, "path": str(models / "1")}], host="::").ready()
+    server = Server(tmp_path, "both", versions=[{"version": 1, "path": str(models / "1")}], host="*").ready()
     try:
         report = server.report()
         addresses = Path("/proc/net/if_inet6")

@@ -53,7 +53,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         traffic: version to per cent, together 100: how requests that name no version are spread.
         base_path: directory of numbered versions that `HandleReloadConfigRequest` may load from; without
             it reloading is refused.
-        host: address to listen on; `::` is every address, of IPv4 too, and of that alone where there is no IPv6.
+        host: address to listen on; `*` is every address, IPv4 and IPv6.
         grpc_port, rest_port: 0 picks a free one; `rest_port` null leaves REST out.
         reuse_port: several servers of one user may listen on the same pair of ports; the kernel spreads
             connections over them.

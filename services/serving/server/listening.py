@@ -4,13 +4,14 @@ import contextlib
 import socket
 from typing import Final
 
+from shared.listening import addresses
+
 _EVERY: Final = "::"
-_EVERY_IPV4: Final = "0.0.0.0"  # noqa: S104 - asked for by name
 
 
 def usable(host: str) -> str:
-    """The address to listen on: ``::`` means every address of both families, and a kernel may know but IPv4."""
-    return _EVERY_IPV4 if host == _EVERY and not _has_ipv6() else host
+    """The one address to listen at for a host (:func:`shared.listening.addresses`): ``::`` takes IPv4 too."""
+    return addresses(host)[-1]
 
 
 def written(host: str, port: int) -> str:
@@ -33,12 +34,3 @@ def bound(host: str, port: int, *, reuse_port: bool) -> socket.socket:
         made.bind((host, port))
         undo.pop_all()
         return made
-
-
-def _has_ipv6() -> bool:
-    try:
-        with socket.socket(socket.AF_INET6) as probe:
-            probe.bind((_EVERY, 0))
-    except OSError:
-        return False
-    return True

@@ -199,7 +199,7 @@ def test_our_own_server_reads_what_it_is_given() -> None:
     config = msgspec.json.decode(template["metadata"]["annotations"][CONFIG], type=ServerConfig)
     assert own_config(TWO, SERVER) == template["metadata"]["annotations"][CONFIG]
     assert problem_of(config) is None
-    assert config.host == "::"
+    assert config.host == "*"
     assert [each.path for each in config.versions] == ["/models/digits/7", "/models/digits/8"]
     assert config.traffic == {7: 90, 8: 10}
 

@@ -23,6 +23,7 @@ from shared.kube.own_pods import container_security, pod_security, resources_of
 from shared.kube.quantities import cpu_quantity, memory_quantity
 from shared.kube.settings import ProjectSettings
 from shared.kube.single_node import neighbours
+from shared.listening import EVERYWHERE
 
 Document = dict[str, object]
 
@@ -236,7 +237,7 @@ def own_config(deployment: Deployment, server: ServerOptions) -> str:
         ],
         "labels": deployment.labels,
         "traffic": {str(number): share for number, share in deployment.traffic.items()},
-        "host": "::",  # a pod has addresses that nobody knows, of either family
+        "host": EVERYWHERE,  # a pod has addresses that nobody knows, of either family
         "grpc_port": GRPC,
         "rest_port": REST,
         "reuse_port": False,
