@@ -97,14 +97,15 @@ def _admit(record: TrainingRecord, now: datetime) -> Decision:
 def _hindered(record: TrainingRecord, message: Hindered) -> TrainingRecord:
     if message.attempt != record.attempt or not record.holding:
         return record
+    changed = record
     if record.state == "starting":
-        return msgspec.structs.replace(record, reason=message.reason)
-    if record.wanted:
-        return record
-    changed = msgspec.structs.replace(record, unfreed=message.reason)
-    if record.state != "queued":
-        return changed
-    return msgspec.structs.replace(changed, reason=f"waiting until attempt {record.attempt} is freed: {message.reason}")
+        changed = msgspec.structs.replace(record, reason=message.reason)
+    elif record.state == "queued":
+        reason = f"waiting until attempt {record.attempt} is freed: {message.reason}"
+        changed = msgspec.structs.replace(record, unfreed=message.reason, reason=reason)
+    elif not record.wanted:
+        changed = msgspec.structs.replace(record, unfreed=message.reason)
+    return record if changed == record else changed  # it is tried again and again, and stored once
 
 
 def _refused(record: TrainingRecord, message: Refused, now: datetime, pause: Callable[[int], float]) -> Decision:

@@ -84,6 +84,7 @@ def test_why_an_attempt_is_not_freed_is_told_until_it_is() -> None:
     assert tell(one, hindered).record == one, "it is wanted: nobody frees it"
     ended = tell(one, Stop(reason="enough")).record
     ended = tell(ended, hindered).record
+    assert tell(ended, hindered).record is ended, "what says nothing new is not stored again"
     assert (ended.reason, ended.unfreed) == ("enough", "node n1 does not answer")
     assert tell(ended, Hindered(attempt=0, reason="of another")).record == ended
     freed = tell(ended, Freed(attempt=1, tasks=ended.tasks)).record
@@ -92,6 +93,7 @@ def test_why_an_attempt_is_not_freed_is_told_until_it_is() -> None:
     lost = tell(one, seen(one, chief_0="lost")).record
     assert (lost.state, lost.unfreed) == ("queued", "")
     waits = tell(lost, hindered).record
+    assert tell(waits, hindered).record is waits
     assert waits.reason == "waiting until attempt 1 is freed: node n1 does not answer"
     freed = tell(waits, Freed(attempt=1, tasks=waits.tasks)).record
     assert (freed.state, freed.reason, freed.unfreed) == ("queued", "", "")

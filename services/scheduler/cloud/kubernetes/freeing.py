@@ -201,9 +201,9 @@ class Freeing:
                     if left.synced and not len(left):
                         return
         except TimeoutError:
-            await self._look_at_nodes(list(left))
+            await self._give_up_or_wait(list(left))
 
-    async def _look_at_nodes(self, left: Sequence[Pod]) -> NoReturn:
+    async def _give_up_or_wait(self, left: Sequence[Pod]) -> NoReturn:
         """Take pods for ended that are not waited for any longer, as their nodes do not answer.
 
         Raises:

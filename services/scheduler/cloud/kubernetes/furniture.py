@@ -21,6 +21,7 @@ from shared.kube.client import Cluster
 from shared.kube.errors import FieldConflict, Foreign, MissingRight
 from shared.kube.manifest import Manifest
 from shared.kube.names import INSTALLATION, PROJECT, ROOM, label_value, object_name
+from shared.kube.network_policies import ingress_policy, pods_here, pods_of
 from shared.kube.objects import Partial
 from shared.kube.projects import Projects
 from shared.kube.resources import NAMESPACES, NETWORK_POLICIES, SERVICE_ACCOUNTS
@@ -33,7 +34,6 @@ _log = structlog.get_logger(__name__)
 
 _HOLDS_SECONDS: Final = 600.0
 """So long it is taken for granted that nobody has removed what was there."""
-_NAMESPACE_NAME: Final = "kubernetes.io/metadata.name"
 
 
 def account_manifest(namespace: str) -> Document:
@@ -58,10 +58,11 @@ def policy_manifests(project: str, namespace: str, installation: str, *, control
     if control is None:
         to_boards = [{"ports": _BOARD_PORTS}]
     elif control:
-        peer = {"namespaceSelector": {"matchLabels": {_NAMESPACE_NAME: control}}}
-        to_boards = [{"from": [peer], "ports": _BOARD_PORTS}]
+        to_boards = [{"from": [pods_of(control)], "ports": _BOARD_PORTS}]
     return (
-        _policy(object_name(installation, "elearn", "tasks", project), namespace, tasks, [{"from": [_pods(tasks)]}]),
+        _policy(
+            object_name(installation, "elearn", "tasks", project), namespace, tasks, [{"from": [pods_here(tasks)]}]
+        ),
         _policy(object_name(installation, "elearn", "boards", project), namespace, boards, to_boards),
     )
 
@@ -70,16 +71,7 @@ _BOARD_PORTS: Final = [{"protocol": "TCP", "port": BOARD_PORT}]
 
 
 def _policy(name: str, namespace: str, selects: dict[str, str], ingress: list[Document]) -> Document:
-    return {
-        "apiVersion": "networking.k8s.io/v1",
-        "kind": "NetworkPolicy",
-        "metadata": {"name": name, "namespace": namespace, "labels": {ROOM: ROOM_NAME}},
-        "spec": {"podSelector": {"matchLabels": selects}, "policyTypes": ["Ingress"], "ingress": ingress},
-    }
-
-
-def _pods(labels: dict[str, str]) -> Document:
-    return {"podSelector": {"matchLabels": labels}}
+    return ingress_policy(name, namespace, room=ROOM_NAME, selects=selects, ingress=ingress)
 
 
 class Furniture:

@@ -14,6 +14,7 @@ from shared.kube.access import Right
 from shared.kube.client import Cluster
 from shared.kube.errors import FieldConflict, MissingRight
 from shared.kube.names import INSTALLATION, ROOM, label_value, object_name
+from shared.kube.network_policies import ingress_policy, pods_here, pods_of
 from shared.kube.resources import NETWORK_POLICIES
 from shared.kube.rights import rights_to
 
@@ -21,33 +22,21 @@ Document = dict[str, object]
 
 _log = structlog.get_logger(__name__)
 
-_NAMESPACE_NAME: Final = "kubernetes.io/metadata.name"
 _PORTS: Final = [{"protocol": "TCP", "port": GRPC}, {"protocol": "TCP", "port": REST}]
 
 
 def policy_manifest(namespace: str, installation: str, *, control: str | None) -> Document:
-    """Who may call; probes of the kubelet and forwarded ports always get through.
+    """Who may call.
 
     Args:
         control: the namespace whose pods may, beside those of the project; "": no other's; None: everybody may.
     """
     rule: Document = {"ports": _PORTS}
     if control is not None:
-        callers: list[Document] = [{"podSelector": {}}]
-        if control:
-            callers.append({"namespaceSelector": {"matchLabels": {_NAMESPACE_NAME: control}}})
-        rule["from"] = callers
+        rule["from"] = [pods_here(), *([pods_of(control)] if control else [])]
     selects = {ROOM: ROOM_NAME, INSTALLATION: label_value(installation)}
-    return {
-        "apiVersion": "networking.k8s.io/v1",
-        "kind": "NetworkPolicy",
-        "metadata": {
-            "name": object_name(installation, "elearn", "servings"),
-            "namespace": namespace,
-            "labels": {ROOM: ROOM_NAME},
-        },
-        "spec": {"podSelector": {"matchLabels": selects}, "policyTypes": ["Ingress"], "ingress": [rule]},
-    }
+    name = object_name(installation, "elearn", "servings")
+    return ingress_policy(name, namespace, room=ROOM_NAME, selects=selects, ingress=[rule])
 
 
 class Policies:
