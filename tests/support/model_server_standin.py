@@ -66,14 +66,14 @@ def main() -> int:
         if not path.exists():
             report("failed", f"there is no SavedModel in {path}")
             return 1
-    stop = threading.Event()
-    signal.signal(signal.SIGUSR1, lambda *_: None)
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    # Waited for, not handled: of two signals in a row the kernel may give the second to a thread that is not the main
+    # one, and Python would run its handler only when the main one does something again.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR1))
     servers = [Server((CONFIG["host"], CONFIG[port]), Handler) for port in ("grpc_port", "rest_port")]
     for server in servers:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
     report("serving")
-    stop.wait()
+    signal.sigwait((signal.SIGTERM,))
     report("draining")
     for server in servers:
         server.leave()
