@@ -1,11 +1,20 @@
 """How a service finds its cluster, from the environment."""
 
+import re
+from collections.abc import Iterable
 from typing import Literal
 
 import msgspec
 
+from shared.contracts.common import NAME_PATTERN
 from shared.errors import Unsupported
-from shared.kube.names import DEFAULT_INSTALLATION, PROJECT_NAMESPACE, pattern_problem, project_namespace
+from shared.kube.names import (
+    DEFAULT_INSTALLATION,
+    LONGEST_PROJECT,
+    PROJECT_NAMESPACE,
+    pattern_problem,
+    project_namespace,
+)
 
 
 class KubernetesSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,7 +60,7 @@ class ProjectSettings(msgspec.Struct, frozen=True, kw_only=True):
             ``limits.cpu`` takes no other. Pods may use what their node has to spare otherwise.
 
     Raises:
-        Unsupported: not every project would get a namespace.
+        Unsupported: not every project would get a namespace, or one is named that there can't be.
     """
 
     kubernetes_project_namespace: str = PROJECT_NAMESPACE
@@ -67,6 +76,8 @@ class ProjectSettings(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if problem := pattern_problem(self.kubernetes_project_namespace):
             raise Unsupported(f"ELEARN_KUBERNETES_PROJECT_NAMESPACE: {problem}")
+        _check("ELEARN_KUBERNETES_PROJECTS", self.kubernetes_projects)
+        _check("ELEARN_KUBERNETES_ROOT_PROJECTS", [each for each in self.kubernetes_root_projects if each != "*"])
 
     def namespace_of(self, project: str) -> str:
         """The namespace of a project."""
@@ -93,3 +104,12 @@ class ProjectSettings(msgspec.Struct, frozen=True, kw_only=True):
         if self.one_namespace is not None:
             return (self.one_namespace,)
         return tuple(self.namespace_of(project) for project in self.kubernetes_projects) or (None,)
+
+
+def _check(variable: str, projects: Iterable[str]) -> None:
+    for project in projects:
+        if not re.fullmatch(NAME_PATTERN, project):
+            raise Unsupported(
+                f"{variable}: {project!r} can't be a project: its name is lower-case letters, digits and dashes,"
+                f" {LONGEST_PROJECT} characters at the most"
+            )

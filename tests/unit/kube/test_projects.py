@@ -1,6 +1,7 @@
 """Namespaces of projects: who makes them, and which pod security they enforce."""
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -107,6 +108,15 @@ def test_patterns_that_have_room_for_every_project(pattern: str) -> None:
 def test_patterns_that_have_not_are_refused(pattern: str, words: str) -> None:
     with pytest.raises(Unsupported, match=f"ELEARN_KUBERNETES_PROJECT_NAMESPACE: .*{words}"):
         ProjectSettings(kubernetes_project_namespace=pattern)
+
+
+@pytest.mark.parametrize("name", ["Search", "a_b", "-a", "*", "p" * (LONGEST_PROJECT + 1)])
+def test_projects_that_there_can_not_be_are_refused_by_name(name: str) -> None:
+    with pytest.raises(Unsupported, match=f"ELEARN_KUBERNETES_PROJECTS: {re.escape(repr(name))} can't be a project"):
+        ProjectSettings(kubernetes_projects=("search", name))
+    if name != "*":
+        with pytest.raises(Unsupported, match="ELEARN_KUBERNETES_ROOT_PROJECTS: "):
+            ProjectSettings(kubernetes_root_projects=("*", name))
 
 
 def test_the_longest_project_is_as_long_as_a_name_may_be() -> None:
