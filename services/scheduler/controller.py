@@ -176,11 +176,7 @@ class Controller:
             return now() + timedelta(seconds=_PAUSES[2])
 
     async def _round(self) -> datetime | None:
-        shown = {
-            key: [Shown(attempt=number, tasks=len(seen.tasks)) for number, seen in attempts.items()]
-            for key, attempts in self._shown.items()
-        }
-        synced = self._synced
+        shown, synced = self._look(), self._synced
         async with self._database.transaction() as t:
             active = await self._store.active(t)
             removals = await self._store.removals(t)
@@ -189,7 +185,13 @@ class Controller:
             held = [row.desired for row in active if row.desired.holding]
             await self._cloud.settle(frozenset((row.project, row.name, row.attempt) for row in held))
             self._settled = True
-        plan = reconcile([row.desired for row in active], shown, now(), synced=synced)
+        plan = reconcile(
+            [row.desired for row in active],
+            shown,
+            now(),
+            shown_after=self._look(),
+            synced=synced and self._synced,
+        )
         for action in plan.actions:
             await self._do(action)
         admission_at = await self._admit(active)
@@ -197,6 +199,12 @@ class Controller:
             await self._forget(key)
         times = [each for each in (plan.again_at, admission_at, *self._retries()) if each is not None]
         return min(times, default=None)
+
+    def _look(self) -> dict[Key, list[Shown]]:
+        return {
+            key: [Shown(attempt=number, tasks=len(seen.tasks)) for number, seen in attempts.items()]
+            for key, attempts in self._shown.items()
+        }
 
     def _retries(self) -> list[datetime]:
         """When calls that failed are due again; what nobody wants any more is forgotten."""

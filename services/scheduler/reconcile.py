@@ -4,7 +4,7 @@ A plan is derived from stored state and from what the cloud shows, each time ane
 process.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Literal
 
@@ -72,15 +72,18 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 def reconcile(
     desired: Sequence[Desired],
-    shown: Mapping[Key, Sequence[Shown]],
+    shown: Mapping[Key, Collection[Shown]],
     now: datetime,
     *,
+    shown_after: Mapping[Key, Collection[Shown]],
     synced: bool,
 ) -> Plan:
     """Compare rows and cloud.
 
     Args:
         desired: every active row, read after ``shown`` was.
+        shown_after: what was shown when the rows had been read. An attempt may have been shown, and its row have
+            learned that it runs, in between.
         synced: the cloud has shown all there is. Before that, what is not shown may well be there.
     """
     actions: list[Action] = []
@@ -100,7 +103,8 @@ def reconcile(
             if row.attempt not in there or there[row.attempt].tasks < row.tasks:
                 actions.append(_act("launch", row, row.attempt))
         elif row.state == "running":
-            if synced and row.attempt not in there:
+            after = {each.attempt for each in shown_after.get(row.key, ())}
+            if synced and row.attempt not in there and row.attempt not in after:
                 actions.append(_act("vanished", row, row.attempt))
         elif row.holding:
             actions.append(_act("free", row, row.attempt))

@@ -7,14 +7,17 @@ from pathlib import Path
 import pytest
 
 from services.scheduler.app import room_on
+from services.scheduler.cloud.port import Launch
 from services.scheduler.code_store import CodeStore
 from services.scheduler.settings import Settings
+from services.scheduler.store import ActiveTraining, TrainingStore
 from shared.bus import Bus
 from shared.contracts import datastore, training
 from shared.contracts.common import Named
 from shared.contracts.datastore import ClaimVolume, MountableDatastore, MountReply, MountRequest
 from shared.contracts.training import Mount, Role, Roles, StopTraining, SubmitTraining, Training, TrainingSpec
 from shared.errors import Invalid
+from shared.postgres import Transaction
 from shared.service import Platform, Room
 from tests.support.rooms import answering, running_room, until
 from tests.support.training_cloud_fake import FakeCloud, FakeMachines
@@ -118,6 +121,37 @@ async def test_what_vanished_without_a_trace_is_a_loss(house: House) -> None:
     second = await until(house.get, lambda one: one.attempt == 2 and one.state == "running")
     assert "attempt 1 was lost" in second.attempts[0].reason
     assert house.machines.started == ["('p', 't-1', 1) chief-0", "('p', 't-1', 2) chief-0"]
+
+
+async def test_what_begins_to_run_while_the_rows_are_read_is_not_taken_for_lost(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch, active = FakeCloud.launch, TrainingStore.active
+    launching, reading, reading_again = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def launch_late(cloud: FakeCloud, what: Launch) -> None:
+        launching.set()
+        await reading.wait()
+        await launch(cloud, what)
+
+    async def read_late(store: TrainingStore, transaction: Transaction) -> list[ActiveTraining]:
+        if launching.is_set() and not reading.is_set():  # the controller has looked at what the cloud shows: nothing
+            reading.set()
+            await house.until("running")
+        elif reading.is_set():
+            reading_again.set()
+        return await active(store, transaction)
+
+    monkeypatch.setattr(FakeCloud, "launch", launch_late)
+    monkeypatch.setattr(TrainingStore, "active", read_late)
+    await house.submit(retries=0)
+    async with asyncio.timeout(15):
+        await launching.wait()
+        await house.submit(roles=Roles(chief=Role(cpu=4)))  # wakes the controller
+        await reading_again.wait()
+    first = await house.get()
+    assert (first.state, first.attempt) == ("running", 1)
+    assert house.machines.started == ["('p', 't-1', 1) chief-0"]
 
 
 async def test_what_nobody_asked_for_is_freed(house: House) -> None:

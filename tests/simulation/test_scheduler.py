@@ -163,6 +163,9 @@ class World:
         self.synced = True
 
     def round(self) -> None:
+        synced, before = self.synced, dict(self.shown)
+        while self.hostile and self.dice.random() < 0.6:  # the rows take a while to be read, and the world goes on
+            self.dice.choice((self.look, self.deliver))()
         active = [one for one in self.rows.values() if one.active]
         desired = [
             Desired(
@@ -176,7 +179,8 @@ class World:
             )
             for one in active
         ]
-        for action in reconcile(desired, self.shown, self.now, synced=self.synced).actions:
+        plan = reconcile(desired, before, self.now, shown_after=self.shown, synced=synced)
+        for action in plan.actions:
             if action.what == "vanished":
                 there = (action.key, action.attempt) in self.cloud.running
                 assert not there, "what could not be seen was taken for lost"

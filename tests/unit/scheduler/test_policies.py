@@ -9,7 +9,7 @@ from services.scheduler import admission
 from services.scheduler.admission import Holder, Waiting, admit, ordinal, size_errors
 from services.scheduler.model import Demand, NodeState
 from services.scheduler.placement import place
-from services.scheduler.reconcile import Action, Desired, Shown, reconcile
+from services.scheduler.reconcile import Action, Desired, Plan, Shown, reconcile
 from services.scheduler.retry import LONGEST, pause_before_attempt
 from shared.contracts.training import TrainingState
 from tests.support.trainings import START, at, demand, node
@@ -331,13 +331,21 @@ def act(what: str, attempt: int = 1) -> Action:
     ],
 )  # fmt: skip
 def test_reconcile(rows: list[Desired], shown: list[Shown], synced: bool, expected: list[Action]) -> None:
-    plan = reconcile(rows, {("p", "t"): shown} if shown else {}, at(0), synced=synced)
+    there = {("p", "t"): shown} if shown else {}
+    plan = reconcile(rows, there, at(0), shown_after=there, synced=synced)
     assert list(plan.actions) == expected
+
+
+def test_what_was_shown_while_the_rows_were_read_has_not_vanished() -> None:
+    there = {("p", "t"): [Shown(attempt=1, tasks=2)]}
+    assert reconcile([wants("running")], {}, at(0), shown_after=there, synced=True) == Plan(actions=())
+    assert reconcile([wants("running")], there, at(0), shown_after={}, synced=True) == Plan(actions=())
 
 
 def test_reconcile_wakes_for_the_next_deadline() -> None:
     rows = [wants("running", deadline_at=at(9)), wants("running", deadline_at=at(5))]
-    plan = reconcile(rows, {("p", "t"): [Shown(attempt=1, tasks=2)]}, at(0), synced=True)
+    there = {("p", "t"): [Shown(attempt=1, tasks=2)]}
+    plan = reconcile(rows, there, at(0), shown_after=there, synced=True)
     assert plan.again_at == at(5)
 
 
