@@ -13,6 +13,7 @@ from pathlib import Path
 from shared.local import shim
 
 _ANSWER_SECONDS = 30.0
+_DEATH_SECONDS = 0.5  # who is killed closes files one by one: that of the answer, perhaps, before its own socket
 _INHERITED = ("HOME", "LANG", "LD_LIBRARY_PATH", "PATH")  # what its Python may need; nothing else of the service's
 
 
@@ -47,7 +48,7 @@ class Nursery:
                 answer = _read_answer(asked)
             finally:
                 os.close(asked)
-            if answer != shim.CANNOT_RECORD or nursery.lives():
+            if answer != shim.CANNOT_RECORD or nursery.outlives(_DEATH_SECONDS):
                 break
             self._forget(nursery)
         return answer
@@ -75,10 +76,11 @@ class _Descriptor:
         with socket.socket(fileno=os.dup(self._descriptor)) as own:
             socket.send_fds(own, [message], [descriptor], socket.MSG_NOSIGNAL)
 
-    def lives(self) -> bool:
+    def outlives(self, seconds: float) -> bool:
+        """Whether the nursery is still there after so long; at once False where it is not."""
         poll = select.poll()
         poll.register(self._descriptor, 0)
-        return not poll.poll(0)  # only a hang-up is ever told
+        return not poll.poll(seconds * 1000)  # only a hang-up is ever told
 
 
 def _spawn() -> _Descriptor:
