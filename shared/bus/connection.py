@@ -68,7 +68,14 @@ class Connection:
                 await self._client.flush(timeout=2)
         except (TimeoutError, nats.errors.Error):
             pass
-        await self._client.close()
+        if not self._client.is_connected:
+            # The library writes what is left to the connection even so, and where that fails leaves it open.
+            self._client._pending = []
+            self._client._pending_data_size = 0
+        try:
+            await self._client.close()
+        except OSError as error:  # lost at this very moment
+            _log.debug("nats", error=repr(error))
 
     @property
     def up(self) -> bool:

@@ -119,6 +119,7 @@ class Pull:
         finally:
             if not waiting.done():
                 waiting.cancel()
+                await asyncio.gather(waiting, return_exceptions=True)  # it may end with an error of its own
 
 
 async def run_consumer(connection: Connection, database: Database, room: str, consumer: Consumer) -> None:

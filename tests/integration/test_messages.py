@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import nats
@@ -19,6 +20,8 @@ from shared.postgres import Database, Transaction
 from shared.supervise import Supervisor, Wake
 from tests.support.rooms import clean_nats, connected, event_where, until
 from tests.support.servers import EmbeddedNats, FreshDatabase
+
+T = TypeVar("T")
 
 __all__ = ["clean_nats"]
 
@@ -140,6 +143,21 @@ async def test_a_consumer_goes_on_after_a_restart_of_nats(tmp_path: Path, databa
     assert handled == [1, 2, 3]
 
 
+async def test_a_connection_that_is_lost_can_be_closed(tmp_path: Path) -> None:
+    server = EmbeddedNats(tmp_path / "nats")
+    server.start()
+    try:
+        connection = await Connection(server.url, "test").open()
+        client = connection.require()
+        server.kill()
+        await until(lambda: _now(connection.up), lambda up: not up)
+        await client.publish("elearn.v1.datastore.ready.default.digits", b"{}")  # kept for when it is back
+        await connection.close()
+        assert client.is_closed
+    finally:
+        server.stop()
+
+
 async def test_a_message_that_can_not_be_handled_becomes_a_dead_letter_and_can_be_sent_again(
     clean_nats: str, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,8 +210,8 @@ async def test_a_pipelines_plain_message_is_an_event_too(clean_nats: str) -> Non
     assert msgspec.json.decode(event.data) == {"path": "new", "rows": 3}
 
 
-async def _now(seen: list[int] | list[str]) -> list[int] | list[str]:
-    return list(seen)  # type: ignore[return-value]
+async def _now(seen: T) -> T:
+    return seen
 
 
 async def _up(connection: Connection) -> Connection:
