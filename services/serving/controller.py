@@ -1,5 +1,6 @@
 """Watch the cloud, wake, apply the plan. Runs in the replica that leads."""
 
+import asyncio
 from typing import Final
 
 import structlog
@@ -39,6 +40,7 @@ class Controller:
         self._seen: dict[str, Observed] = {}
         self._applied: dict[str, Deployment] = {}
         self._synced = False
+        self._telling = asyncio.Lock()
 
     async def watch(self) -> None:
         """Take in what the cloud shows, for ever; begins anew, and with all of it, after an error."""
@@ -59,7 +61,7 @@ class Controller:
                     self._synced = True
                 case Seen(uid=uid, observed=observed):
                     self._seen[uid] = observed
-                    await self._handlers.observed(uid, observed)
+                    await self._tell(uid)
                 case Gone(uid=uid):
                     self._seen.pop(uid, None)
             self._wake.ring()
@@ -69,7 +71,7 @@ class Controller:
         if not self._synced:
             return
         try:
-            seen = dict(self._seen)  # before the rows: a row is there before its replicas are
+            seen = frozenset(self._seen)  # before the rows: a row is there before its replicas are
             async with self._database.transaction() as transaction:
                 rows = await store.load_all(transaction)
             plan = reconcile(rows, self._applied, seen)
@@ -83,11 +85,18 @@ class Controller:
                 self._applied.pop(uid, None)
             for row in rows:
                 # What the cloud shows may be what is wanted already, and then tells no change.
-                if row.state != "ready" and row.uid in seen:
-                    await self._handlers.observed(row.uid, seen[row.uid])
+                if row.state != "ready":
+                    await self._tell(row.uid)
         except ElearnError:
             self._wake.ring()  # whatever is left of the plan is made again after the pause
             raise
+
+    async def _tell(self, uid: str) -> None:
+        """Let a serving know what the cloud shows of it now; what was told later is never overtaken by older news."""
+        async with self._telling:
+            observed = self._seen.get(uid)
+            if observed is not None:
+                await self._handlers.observed(uid, observed)
 
     async def _locate(self, row: StoredServing) -> None:
         """Ask where a revision's versions lie; a registry that is away is asked again later."""
