@@ -40,6 +40,14 @@ def trainings(product: Product, client: Client) -> Trainings:
     return Trainings(client, product.home / "runs")
 
 
+def seen_running(client: Client, name: str, *, attempt: int = 1) -> None:
+    """Wait until the platform knows that all tasks run: they write down their start before their keepers do."""
+    until(
+        lambda: (found := client.trainings.get(name)).state == "running" and found.attempt == attempt,
+        f"{name} is seen to run",
+    )
+
+
 # -- right after a submit
 
 
@@ -49,6 +57,7 @@ def test_killed_right_after_a_submit(product: Product, client: Client, trainings
     before = product.kill(part)
     started = trainings.await_started(name, len(TASKS))
     product.await_back(part, before)
+    seen_running(client, name)
     trainings.go(name)
     ended = wait_freed(client, name)
     assert (ended.state, ended.attempt) == ("succeeded", 1)
@@ -85,10 +94,12 @@ def test_a_submit_sent_again_after_everything_was_killed_is_the_same(product: Pr
             assert answer.status_code in (201, 202), answer.text
             answers.append(answer.json()["name"])
     assert answers == ["once-1", "once-1"]
+    seen_running(trainings.client, "once-1")
     trainings.go("once-1")
     assert wait_freed(trainings.client, "once-1").state == "succeeded"
     assert len(trainings.starts("once-1")) == 1
     assert product.tasks(bystander) == {task: int(pid) for _, task, pid, _ in started}
+    seen_running(trainings.client, bystander)
     trainings.go(bystander)
     assert wait_freed(trainings.client, bystander).attempt == 1
     assert trainings.starts(bystander) == started
@@ -160,6 +171,7 @@ def test_a_killed_supervisor_is_followed_by_one_that_finds_everything(
     assert status.ready
     assert not {each.pid for each in status.services} & set(services.values())
     assert product.tasks(name) == {task: int(pid) for _, task, pid, _ in started}
+    seen_running(client, name)
     trainings.go(name)
     ended = wait_freed(client, name)
     assert (ended.state, ended.attempt) == ("succeeded", 1)
@@ -170,13 +182,14 @@ def test_the_power_fails(product: Product, client: Client, trainings: Trainings)
     """Everything ends at once, tasks and their keepers too; whose fault that was not needs no retry."""
     name = trainings.submit("lost", CLUSTER, retries=0).name
     trainings.await_started(name, len(TASKS))
-    client.trainings.wait(name, until="running")
+    seen_running(client, name)
     for pid in [product.supervisor(), *product.processes()]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     until(lambda: not product.processes(), "all of it has ended")
     product.up()
     trainings.await_started(name, 2 * len(TASKS))
+    seen_running(client, name, attempt=2)
     trainings.go(name)
     ended = wait_freed(client, name)
     assert (ended.state, ended.attempt) == ("succeeded", 2)
