@@ -30,11 +30,11 @@ from shared.kube.resources import (
     Resource,
 )
 from tests.contract.test_serving_cloud import leading, settled
+from tests.support.kube_fields import Document
 from tests.support.kube_kubelet import PodServer, emulated
 from tests.support.kube_life import ClusterLife
 from tests.support.kube_rights import FORWARDING, ChartRights
 from tests.support.kube_servings import MODELS, NAMESPACE, ModelServers, servings_on
-from tests.support.kube_store import Document
 
 KINDS = (SERVICES, DEPLOYMENTS, DISRUPTION_BUDGETS, AUTOSCALERS, PODS)
 ONE = Deployment(

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from tests.support.kube_store import Document
+from tests.support.kube_fields import Document
 
 HOSTNAME = "kubernetes.io/hostname"
 

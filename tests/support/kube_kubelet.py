@@ -17,9 +17,9 @@ from shared.kube.agents import AGENT
 from shared.kube.client import Cluster
 from shared.kube.resources import PERSISTENT_VOLUME_CLAIMS, PERSISTENT_VOLUMES, PODS, Resource
 from shared.kube.settings import KubernetesSettings
+from tests.support.kube_fields import Document
 from tests.support.kube_life import ClusterLife
 from tests.support.kube_server import KubeServer
-from tests.support.kube_store import Document
 
 Serve = Callable[[Path], Handle]
 Run = Callable[[Mapping[str, str], Callable[[str], str]], tuple[int, str]]

@@ -27,7 +27,8 @@ from shared.kube.resources import (
     Resource,
 )
 from tests.support.kube_affinity import may_be_near, wishes_met
-from tests.support.kube_store import Document, KubeStore
+from tests.support.kube_fields import Document
+from tests.support.kube_store import KubeStore
 from tests.support.kube_volumes import VolumeBinder
 
 INDEX = "batch.kubernetes.io/job-completion-index"

@@ -28,10 +28,11 @@ from shared.kube.credentials import Fixed, Grant
 from shared.kube.kubeconfig import Access
 from shared.kube.resources import PODS, Resource, resource_of
 from shared.kube.settings import KubernetesSettings
+from tests.support.kube_errors import ApiError
+from tests.support.kube_fields import Document
 from tests.support.kube_logs import KubeletLogs
-from tests.support.kube_store import ApiError, Entry, KubeStore
-
-Document = dict[str, Any]
+from tests.support.kube_objects import Entry
+from tests.support.kube_store import KubeStore
 
 USER = "system:serviceaccount:elearn:elearn"
 

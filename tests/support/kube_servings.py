@@ -13,9 +13,9 @@ from shared.kube.client import Cluster
 from shared.kube.names import ROOM
 from shared.kube.resources import DEPLOYMENTS, PODS, Resource
 from shared.kube.settings import ProjectSettings
+from tests.support.kube_fields import Document
 from tests.support.kube_kubelet import PodServer
 from tests.support.kube_life import ClusterLife
-from tests.support.kube_store import Document
 
 NAMESPACE = "elearn-default"
 MODELS = ClaimVolume(claim_name="models")

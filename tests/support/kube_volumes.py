@@ -3,7 +3,8 @@
 from collections.abc import Callable
 
 from shared.kube.resources import PERSISTENT_VOLUME_CLAIMS, PERSISTENT_VOLUMES
-from tests.support.kube_store import Document, KubeStore
+from tests.support.kube_fields import Document
+from tests.support.kube_store import KubeStore
 
 MANAGER = "kube-controller-manager"
 
