@@ -6,12 +6,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, Self, TypedDict
 
 import grpc
 import httpx
 import numpy as np
+import numpy.typing as npt
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -24,13 +27,25 @@ ROOT = Path(__file__).parents[2]
 TOY_MODEL = ROOT / "tests/support/toy_model.py"  # run, never imported: it loads TensorFlow
 
 
+class Options(TypedDict, total=False):
+    version: int
+    label: str
+    signature: str
+    outputs: list[str]
+
+
 class Server:
     """A model server under test."""
 
-    def __init__(self, folder: Path, name: str, **config):
+    def __init__(self, folder: Path, name: str, **config: object) -> None:
         self.ready_file = folder / f"{name}-ready.json"
         file = folder / f"{name}.json"
-        settings = {"model": "toy", "grpc_port": 0, "rest_port": 0, "ready_file": str(self.ready_file)}
+        settings: dict[str, object] = {
+            "model": "toy",
+            "grpc_port": 0,
+            "rest_port": 0,
+            "ready_file": str(self.ready_file),
+        }
         file.write_text(json.dumps(settings | config))
         self.log = folder / f"{name}.log"
         with self.log.open("wb") as log:
@@ -41,29 +56,30 @@ class Server:
                 stderr=subprocess.STDOUT,
             )
 
-    def report(self):
+    def report(self) -> dict[str, Any]:
         deadline = time.monotonic() + 90
         while not self.ready_file.exists():
             assert time.monotonic() < deadline, self.log.read_text()
             assert self.process.poll() is None, self.log.read_text()
             time.sleep(0.02)
-        return json.loads(self.ready_file.read_text())
+        report: dict[str, Any] = json.loads(self.ready_file.read_text())
+        return report
 
-    def ready(self):
+    def ready(self) -> Self:
         report = self.report()
         assert report["state"] == "serving", self.log.read_text()
         self.endpoint = f"127.0.0.1:{report['grpc_port']}"
         self.rest = f"http://127.0.0.1:{report['rest_port']}/v1/models/toy"
         return self
 
-    def end(self):
+    def end(self) -> int:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         return self.process.wait(30)
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory):
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     subprocess.run([sys.executable, str(TOY_MODEL), str(folder), "1", "2", "3"], check=True, timeout=120)
     (folder / "4").mkdir()
@@ -71,7 +87,7 @@ def models(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def server(models, tmp_path_factory):
+def server(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     versions = [{"version": number, "path": str(models / str(number))} for number in (1, 2)]
     server = Server(
         tmp_path_factory.mktemp("server"),
@@ -88,12 +104,12 @@ def server(models, tmp_path_factory):
 
 
 @pytest.fixture
-def client(server):
+def client(server: Server) -> Iterator[PredictClient]:
     with PredictClient(server.endpoint) as client:
         yield client
 
 
-def test_versions_and_labels_choose_the_model(client):
+def test_versions_and_labels_choose_the_model(client: PredictClient) -> None:
     x = np.array([[2, 4], [6, 8]], np.float32)
     newest = client.predict("toy", {"x": x})
     assert (newest.version, newest.signature) == (2, "serving_default")
@@ -102,7 +118,7 @@ def test_versions_and_labels_choose_the_model(client):
     assert client.predict("toy", {"x": x}, label="champion").version == 1
 
 
-def test_every_address_is_one_of_either_family(models, tmp_path):
+def test_every_address_is_one_of_either_family(models: Path, tmp_path: Path) -> None:
     server = Server(tmp_path, "both", versions=[{"version": 1, "path": str(models / "1")}], host="*").ready()
     try:
         report = server.report()
@@ -115,16 +131,17 @@ def test_every_address_is_one_of_either_family(models, tmp_path):
         assert server.end() == 0, server.log.read_text()
 
 
-def test_lists_take_the_models_types(client):
+def test_lists_take_the_models_types(client: PredictClient) -> None:
     pair = client.predict("toy", {"a": [[1, 2]], "b": [5]}, signature="pair")
     assert {name: array.tolist() for name, array in pair.outputs.items()} == {"total": [8.0], "twice": [10]}
-    text = client.predict("toy", {"text": ["é", b"b"]}, signature="text", outputs=["joined"])
+    mixed: list[str | bytes] = ["é", b"b"]
+    text = client.predict("toy", {"text": mixed}, signature="text", outputs=["joined"])
     assert text.outputs["joined"].tolist() == ["é!".encode(), b"b!"]
     with pytest.raises(ValueError, match="can't be made into DT_INT64"):
         client.predict("toy", {"a": [[1, 2]], "b": ["x"]}, signature="pair")
 
 
-def test_typed_fields_are_filled_as_clients_of_tensorflow_serving_expect(server):
+def test_typed_fields_are_filled_as_clients_of_tensorflow_serving_expect(server: Server) -> None:
     from elearn.grpc import serving_pb2
 
     with grpc.insecure_channel(server.endpoint) as channel:
@@ -158,13 +175,15 @@ def test_typed_fields_are_filled_as_clients_of_tensorflow_serving_expect(server)
         ("toy", {"x": np.zeros((1 << 18, 2), "f4")}, {}, "RESOURCE_EXHAUSTED", "larger than max"),
     ],
 )
-def test_errors_are_those_of_tensorflow_serving(client, model, inputs, options, code, words):
+def test_errors_are_those_of_tensorflow_serving(
+    client: PredictClient, model: str, inputs: dict[str, npt.ArrayLike], options: Options, code: str, words: str
+) -> None:
     with pytest.raises(PredictError, match=words) as caught:
         client.predict(model, inputs, **options)
     assert caught.value.code == code
 
 
-def test_metadata_and_status(client):
+def test_metadata_and_status(client: PredictClient) -> None:
     signatures = client.signatures("toy")
     assert set(signatures) == {"serving_default", "pair", "text", "look_up", "fixed", "mean", "spin"}
     assert signatures["pair"].inputs["a"].shape == (-1, 2)
@@ -172,7 +191,7 @@ def test_metadata_and_status(client):
     assert [(each.version, each.state) for each in client.status("toy")] == [(2, "AVAILABLE"), (1, "AVAILABLE")]
 
 
-def test_health_and_reflection(server):
+def test_health_and_reflection(server: Server) -> None:
     with grpc.insecure_channel(server.endpoint) as channel:
         health = health_pb2_grpc.HealthStub(channel)
         for service in ("", "tensorflow.serving.PredictionService"):
@@ -184,8 +203,8 @@ def test_health_and_reflection(server):
         assert {"tensorflow.serving.PredictionService", "tensorflow.serving.ModelService"} <= names
 
 
-def test_many_at_once_get_their_own_answers_and_share_runs(server, client):
-    def one(number):
+def test_many_at_once_get_their_own_answers_and_share_runs(server: Server, client: PredictClient) -> None:
+    def one(number: int) -> bool:
         if number % 10 == 0:
             with pytest.raises(PredictError, match="not in"):
                 client.predict("toy", {"index": np.array([number + 3], np.int32)}, signature="look_up")
@@ -205,10 +224,10 @@ def test_many_at_once_get_their_own_answers_and_share_runs(server, client):
     assert counts["elearn_serving_batch_requests_sum"] > counts["elearn_serving_batch_requests_count"]
 
 
-def test_rows_that_are_mixed_are_not_batched(client):
-    def one(number):
+def test_rows_that_are_mixed_are_not_batched(client: PredictClient) -> None:
+    def one(number: int) -> bool:
         x = np.array([number, number + 2], np.float32)
-        return client.predict("toy", {"x": x}, signature="mean").outputs["mean"] == number + 1
+        return bool(client.predict("toy", {"x": x}, signature="mean").outputs["mean"] == number + 1)
 
     with ThreadPoolExecutor(8) as threads:
         assert all(threads.map(one, range(50)))
@@ -233,7 +252,7 @@ def test_rows_that_are_mixed_are_not_batched(client):
         ("", {"signature_name": "fixed", "inputs": [1, 2, 3]}, {"outputs": 6}),
     ],
 )
-def test_rest_predicts(server, path, body, expected):
+def test_rest_predicts(server: Server, path: str, body: object, expected: object) -> None:
     response = httpx.post(f"{server.rest}{path}:predict", json=body)
     assert (response.status_code, response.json()) == (200, expected)
 
@@ -253,13 +272,13 @@ def test_rest_predicts(server, path, body, expected):
         ("GET", "/versions/9", "", 404, "with version 9"),
     ],
 )
-def test_rest_errors(server, method, path, content, status, words):
+def test_rest_errors(server: Server, method: str, path: str, content: str, status: int, words: str) -> None:
     response = httpx.request(method, f"{server.rest}{path}", content=content)
     assert response.status_code == status
     assert words in response.json()["error"]
 
 
-def test_rest_status_and_metadata(server):
+def test_rest_status_and_metadata(server: Server) -> None:
     status = httpx.get(server.rest).json()["model_version_status"]
     assert [(entry["version"], entry["state"]) for entry in status] == [("2", "AVAILABLE"), ("1", "AVAILABLE")]
     metadata = httpx.get(f"{server.rest}/versions/1/metadata").json()
@@ -269,7 +288,7 @@ def test_rest_status_and_metadata(server):
     assert httpx.get(f"{server.rest.split('/v1')[0]}/healthz").json() == {"status": "serving"}
 
 
-def test_reload_in_place(server, client, models):
+def test_reload_in_place(server: Server, client: PredictClient, models: Path) -> None:
     """Runs last of those that share the server: it leaves versions 1 and 2 as they were."""
     script = """
 import sys, grpc
@@ -296,10 +315,14 @@ for base, *numbers in (line.split() for line in sys.stdin):
         text=True,
     )
 
-    def reload(line):
-        process.stdin.write(line + "\n")
-        process.stdin.flush()
-        return process.stdout.readline().strip()
+    asks, answers = process.stdin, process.stdout
+    assert asks is not None
+    assert answers is not None
+
+    def reload(line: str) -> str:
+        asks.write(line + "\n")
+        asks.flush()
+        return answers.readline().strip()
 
     with process:
         try:
@@ -314,10 +337,10 @@ for base, *numbers in (line.split() for line in sys.stdin):
             assert client.predict("toy", {"x": [[0, 0]]}).version == 3
             assert reload(f"{models} 1 2") == "OK"
         finally:
-            process.stdin.close()
+            asks.close()
 
 
-def test_replicas_share_a_port_split_traffic_and_drain_without_loss(models, tmp_path):
+def test_replicas_share_a_port_split_traffic_and_drain_without_loss(models: Path, tmp_path: Path) -> None:
     """Two servers on one pair of ports; one is ended in the middle of a request, and answers it."""
     versions = [{"version": number, "path": str(models / str(number))} for number in (1, 2)]
     first = Server(tmp_path, "first", versions=versions, traffic={"1": 75, "2": 25})
@@ -352,7 +375,7 @@ def test_replicas_share_a_port_split_traffic_and_drain_without_loss(models, tmp_
         assert first.end() == 0
 
 
-def _busy(metrics):
+def _busy(metrics: str) -> bool:
     """Whether the replica that this connection reaches has a request inside."""
     return any(
         line.startswith("elearn_serving_requests_inside") and not line.endswith(" 0.0")
@@ -360,7 +383,7 @@ def _busy(metrics):
     )
 
 
-def test_a_model_that_cannot_be_loaded_leaves_its_reason(models, tmp_path):
+def test_a_model_that_cannot_be_loaded_leaves_its_reason(models: Path, tmp_path: Path) -> None:
     path = models / "broken"
     path.mkdir()
     (path / "saved_model.pb").write_bytes(os.urandom(100))

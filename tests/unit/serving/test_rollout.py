@@ -1,15 +1,18 @@
 """From what runs to what shall run."""
 
 import random
+from typing import Literal
 
 import pytest
 
 from services.serving.rollout import Running, Steps, next_steps
 
+State = Literal["starting", "ready", "failing", "leaving", "over"]
+
 
 def replicas(text: str) -> list[Running]:
     """``1:rrs 2:f`` is revision 1 with two ready and one starting, revision 2 with a failing one."""
-    states = {"s": "starting", "r": "ready", "f": "failing", "l": "leaving", "o": "over"}
+    states: dict[str, State] = {"s": "starting", "r": "ready", "f": "failing", "l": "leaving", "o": "over"}
     found = []
     for part in text.split():
         revision, letters = part.split(":")
@@ -68,6 +71,6 @@ def test_every_rollout_ends_and_keeps_enough_answering(seed: int) -> None:
             break
         if moving:
             each = chance.choice(moving)
-            state = "ready" if each.state == "starting" else "over"
+            state: State = "ready" if each.state == "starting" else "over"
             world[each.id] = Running(id=each.id, revision=each.revision, slot=each.slot, state=state)
     assert sorted((each.revision, each.state) for each in world.values()) == [(2, "ready")] * wanted

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,13 +10,14 @@ import pytest
 from services.serving.server import rest_json
 from services.serving.server.config import ConfigError, load
 from services.serving.server.errors import Code, InvalidArgument
-from services.serving.server.signature import Signature, TensorSpec, fits, rows_of
+from services.serving.server.signature import Shape, Signature, TensorSpec, fits, rows_of
 from services.serving.server.versions import Traffic
+from shared.tensor_proto import Array
 
 FLOAT, INT32, STRING, BOOL, HALF = 1, 3, 7, 10, 19
 
 
-def _signature(outputs_shape=(-1,), **inputs):
+def _signature(outputs_shape: Shape = (-1,), **inputs: tuple[int, Shape]) -> Signature:
     return Signature(
         name="s",
         method="tensorflow/serving/predict",
@@ -45,14 +47,14 @@ PAIR = _signature(a=(FLOAT, (-1, 2)), b=(STRING, (-1,)))
         ({"batching": {"max_batch_size": 0}}, "max_batch_size"),
     ],
 )
-def test_a_wrong_configuration_is_told_by_field(tmp_path, change, words):
+def test_a_wrong_configuration_is_told_by_field(tmp_path: Path, change: dict[str, object], words: str) -> None:
     file = tmp_path / "config.json"
     file.write_text(json.dumps({"model": "m", "versions": [{"version": 1, "path": "/m"}]} | change))
     with pytest.raises(ConfigError, match=words):
         load(file)
 
 
-def test_a_missing_or_broken_configuration_is_told(tmp_path):
+def test_a_missing_or_broken_configuration_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="can't read"):
         load(tmp_path / "none.json")
     (tmp_path / "broken.json").write_text("{")
@@ -74,7 +76,7 @@ def test_a_missing_or_broken_configuration_is_told(tmp_path):
         (_signature(), False),
     ],
 )
-def test_only_open_first_dimensions_are_batched(signature, batchable):
+def test_only_open_first_dimensions_are_batched(signature: Signature, batchable: bool) -> None:
     assert signature.batchable is batchable
 
 
@@ -82,38 +84,38 @@ def test_only_open_first_dimensions_are_batched(signature, batchable):
     ("shape", "wanted", "expected"),
     [((3, 2), (-1, 2), True), ((3,), (-1, 2), False), ((3, 1), (-1, 2), False), ((9, 9), None, True), ((), (), True)],
 )
-def test_fits(shape, wanted, expected):
+def test_fits(shape: tuple[int, ...], wanted: Shape, expected: bool) -> None:
     assert fits(shape, wanted) is expected
 
 
-def test_rows_must_agree():
+def test_rows_must_agree() -> None:
     assert rows_of([np.zeros((3, 2)), np.zeros(3)]) == 3
     assert rows_of([np.zeros((3, 2)), np.zeros(2)]) is None
     assert rows_of([np.zeros(())]) is None
 
 
-def test_outputs_are_selected_by_name():
+def test_outputs_are_selected_by_name() -> None:
     assert X.select([]) == ("y",)
     for names in (["z"], ["y", "y"]):
         with pytest.raises(InvalidArgument):
             X.select(names)
 
 
-def test_codes_have_a_number_and_an_http_status():
+def test_codes_have_a_number_and_an_http_status() -> None:
     assert (Code.of(5), Code.NOT_FOUND.http, Code.of(99)) == (Code.NOT_FOUND, 404, Code.UNKNOWN)
 
 
 # -- traffic ----------------------------------------------------------------------------------------
 
 
-def test_traffic_is_spread_exactly_and_evenly():
+def test_traffic_is_spread_exactly_and_evenly() -> None:
     traffic = Traffic({1: 90, 2: 10, 3: 0})
     chosen = [traffic.next([1, 2, 3]) for _ in range(100)]
     assert Counter(chosen) == {1: 90, 2: 10}
     assert 2 in chosen[:10]
 
 
-def test_traffic_goes_where_there_is_somebody():
+def test_traffic_goes_where_there_is_somebody() -> None:
     traffic = Traffic({1: 90, 2: 10})
     assert {traffic.next([2]) for _ in range(5)} == {2}
     assert traffic.next([7]) is None
@@ -122,7 +124,7 @@ def test_traffic_goes_where_there_is_somebody():
 # -- JSON -------------------------------------------------------------------------------------------
 
 
-def _inputs(body, signature):
+def _inputs(body: object, signature: Signature) -> dict[str, Array]:
     return rest_json.inputs_of(rest_json.parse(json.dumps(body).encode()), signature)
 
 
@@ -135,13 +137,13 @@ def _inputs(body, signature):
         {"inputs": {"x": [[1, 2], [3, 4.5]]}},
     ],
 )
-def test_rows_and_columns_say_the_same(body):
+def test_rows_and_columns_say_the_same(body: object) -> None:
     arrays = _inputs(body, X)
     assert arrays["x"].dtype == np.float32
     assert arrays["x"].tolist() == [[1, 2], [3, 4.5]]
 
 
-def test_bytes_are_base64():
+def test_bytes_are_base64() -> None:
     arrays = _inputs({"inputs": {"a": [[1, 2]], "b": [{"b64": "/w=="}]}}, PAIR)
     assert arrays["b"].tolist() == [b"\xff"]
     assert _inputs({"instances": [{"b64": "/w=="}, "é"]}, _signature(b=(STRING, (-1,))))["b"].tolist() == [
@@ -150,7 +152,7 @@ def test_bytes_are_base64():
     ]
 
 
-def test_numbers_that_json_lacks():
+def test_numbers_that_json_lacks() -> None:
     body = rest_json.parse(b'{"instances": [[NaN, -Infinity]]}')
     assert np.isnan(rest_json.inputs_of(body, X)["x"][0, 0])
     assert rest_json.answer("row", {"y": np.array([np.nan, np.inf])}) == b'{"predictions": [NaN, Infinity]}'
@@ -170,7 +172,7 @@ def test_numbers_that_json_lacks():
         (b"[" * 100_000, "JSON Parse error"),
     ],
 )
-def test_what_is_no_request(body, words):
+def test_what_is_no_request(body: bytes, words: str) -> None:
     with pytest.raises(InvalidArgument, match=words):
         rest_json.parse(body)
 
@@ -195,12 +197,12 @@ def test_what_is_no_request(body, words):
         (PAIR, {"inputs": {"a": [[1, 2]], "b": [{"b64": "*"}]}}, "not base64"),
     ],
 )
-def test_what_does_not_fit(signature, body, words):
+def test_what_does_not_fit(signature: Signature, body: object, words: str) -> None:
     with pytest.raises(InvalidArgument, match=words):
         _inputs(body, signature)
 
 
-def test_half_precision_is_read_and_written():
+def test_half_precision_is_read_and_written() -> None:
     arrays = _inputs({"instances": [1.5]}, _signature(h=(HALF, (-1,))))
     assert arrays["h"].dtype == np.float16
     assert rest_json.answer("row", {"h": arrays["h"]}) == b'{"predictions":[1.5]}'
@@ -218,7 +220,7 @@ def test_half_precision_is_read_and_written():
         ("column", {"t_bytes": np.array([b"a"], object)}, {"outputs": [{"b64": "YQ=="}]}),
     ],
 )  # fmt: skip
-def test_answers(layout, outputs, expected):
+def test_answers(layout: rest_json.Layout, outputs: dict[str, Array], expected: object) -> None:
     assert json.loads(rest_json.answer(layout, outputs)) == expected
 
 
@@ -229,6 +231,6 @@ def test_answers(layout, outputs, expected):
         ({"y": np.zeros(2), "z": np.zeros(3)}, "inconsistent batch size: 3 expecting: 2"),
     ],
 )
-def test_rows_that_are_none(outputs, words):
+def test_rows_that_are_none(outputs: dict[str, Array], words: str) -> None:
     with pytest.raises(InvalidArgument, match=words):
         rest_json.answer("row", outputs)
