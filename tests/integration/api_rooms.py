@@ -5,7 +5,7 @@ import contextlib
 import hashlib
 import io
 import tarfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -363,18 +363,35 @@ class Door:
         self.bus = bus
 
     async def ask(
-        self, method: str, path: str, *, token: str | None = ADMIN, **options: Any
-    ) -> tuple[int, Any, "aiohttp.typedefs.LooseHeaders"]:
+        self,
+        method: str,
+        path: str,
+        *,
+        token: str | None = ADMIN,
+        headers: Mapping[str, str] | None = None,
+        json: object = None,
+        data: object = None,
+        allow_redirects: bool = True,
+        expect100: bool = False,
+    ) -> tuple[int, Any, Mapping[str, str]]:
         """Status, decoded body and headers of an answer; a refusal must be a problem."""
-        headers = dict(options.pop("headers", {}))
+        sent = dict(headers or {})
         if token is not None:
-            headers.setdefault("Authorization", f"Bearer {token}")
-        async with self.client.request(method, self.url + path, headers=headers, **options) as answer:
+            sent.setdefault("Authorization", f"Bearer {token}")
+        async with self.client.request(
+            method,
+            self.url + path,
+            headers=sent,
+            json=json,
+            data=data,
+            allow_redirects=allow_redirects,
+            expect100=expect100,
+        ) as answer:
             raw = await answer.read()
             if answer.status >= 400:
                 assert answer.content_type == "application/problem+json", raw
                 assert b"Traceback" not in raw
-            body = msgspec.json.decode(raw) if raw and answer.content_type.endswith("json") else raw
+            body: Any = msgspec.json.decode(raw) if raw and answer.content_type.endswith("json") else raw
             if answer.status >= 400 and method != "HEAD":
                 assert body["status"] == answer.status
                 assert "\n" not in body["detail"]

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from io import BytesIO
 from pathlib import Path
+from typing import TypedDict
 
 import msgspec
 import pytest
@@ -93,7 +94,13 @@ async def test_a_training_is_stopped_retried_and_freed(api: Door) -> None:
     assert (await api.ask("POST", f"{BASE}/trainings/digits-1/stop"))[0] == 200
 
 
-BAD: tuple[tuple[str, str, dict[str, object], int, str | None], ...] = (
+class Options(TypedDict, total=False):
+    headers: dict[str, str]
+    json: object
+    data: object
+
+
+BAD: tuple[tuple[str, str, Options, int, str | None], ...] = (
     ("POST", "/trainings", {"json": {**SPEC, "gpus": 1}}, 422, "gpus"),
     ("POST", "/trainings", {"json": {**SPEC, "roles": {"ps": {"cpus": 1}}}}, 422, "roles.ps.cpus"),
     ("POST", "/trainings", {"json": {**SPEC, "retries": "2"}}, 422, "retries"),
@@ -210,13 +217,13 @@ async def test_tokens_do_what_their_scope_and_projects_say(api: Door) -> None:
 
 
 async def test_a_token_is_made_once_under_one_key_and_shown_once(api: Door) -> None:
-    ask = {"json": {"name": "ci"}, "headers": {"Idempotency-Key": "k1"}}
-    first = await api.ask("POST", "/v1/tokens", **ask)
-    again = await api.ask("POST", "/v1/tokens", **ask)
+    once = {"Idempotency-Key": "k1"}
+    first = await api.ask("POST", "/v1/tokens", json={"name": "ci"}, headers=once)
+    again = await api.ask("POST", "/v1/tokens", json={"name": "ci"}, headers=once)
     assert (first[0], again[0]) == (201, 201)
     assert "secret" in first[1]
     assert "secret" not in again[1]
-    other = await api.ask("POST", "/v1/tokens", json={"name": "cd"}, headers={"Idempotency-Key": "k1"})
+    other = await api.ask("POST", "/v1/tokens", json={"name": "cd"}, headers=once)
     assert other[0] == 409
 
 

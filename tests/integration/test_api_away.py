@@ -3,7 +3,7 @@
 import asyncio
 from pathlib import Path
 
-from tests.integration.api_rooms import Door, door
+from tests.integration.api_rooms import ADMIN, Door, door
 from tests.support.rooms import clean_nats, until
 from tests.support.servers import EmbeddedNats, EmbeddedPostgres, FreshDatabase
 
@@ -13,19 +13,19 @@ BASE = "/v1/projects/default"
 SPEC = {"name": "digits", "command": ["python", "train.py"]}
 
 
-async def away(api: Door, method: str, path: str, what: str, **options: object) -> None:
+async def away(api: Door, method: str, path: str, what: str, *, token: str | None = ADMIN, json: object = None) -> None:
     """The request is refused as one to try again, with nothing of our insides."""
-    status, problem, headers = await api.ask(method, path, **options)
+    status, problem, headers = await api.ask(method, path, token=token, json=json)
     assert (status, problem["type"]) == (503, "urn:elearn:problem:unavailable"), problem
     assert int(headers["Retry-After"]) >= 1
     assert what in problem["detail"]
 
 
-async def answered(api: Door, method: str, path: str, **options: object) -> None:
+async def answered(api: Door, method: str, path: str, *, token: str | None = ADMIN, json: object = None) -> None:
     """The request is answered, sooner or later."""
 
     async def status() -> int:
-        return (await api.ask(method, path, **options))[0]
+        return (await api.ask(method, path, token=token, json=json))[0]
 
     await until(status, lambda found: found < 500, timeout=20)
 

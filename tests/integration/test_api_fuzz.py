@@ -81,13 +81,13 @@ async def test_nonsense_is_answered_in_words(api: Door) -> None:
         sent = body(chance) if route.method in ("POST", "PUT", "PATCH") else None
         status, answer, _ = await api.ask(route.method, path, data=sent, allow_redirects=False)
         assert status != 500, (route.method, path, sent, answer)
-    for method, path, sent in (
+    for method, path, document in (
         ("POST", "/v1/projects", {"name": "nul", "description": "a\0b"}),
         ("GET", f"/v1/projects?cursor={encode_cursor(chr(0))}", None),
         ("GET", f"/v1/audit?cursor={encode_cursor(2**62)}", None),
         ("GET", f"/v1/deadletters?cursor={10**18 - 1}", None),
         ("GET", "/v1/audit?actor=%00", None),
     ):
-        status, answer, _ = await api.ask(method, path, json=sent)
+        status, answer, _ = await api.ask(method, path, json=document)
         assert status in (200, 422), (path, answer)
     assert (await api.ask("GET", "/readyz"))[0] == 200
