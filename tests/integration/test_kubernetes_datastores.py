@@ -202,8 +202,9 @@ async def test_a_volume_serves_the_claim_that_is_made_anew_with_its_namespace(tm
 
 
 async def test_what_lies_outside_a_namespace_that_is_gone_goes_too(tmp_path: Path) -> None:
-    options = {"kubernetes_s3_driver": "rclone.csi.veloxpack.io", "kubernetes_nfs_own": ("files:/own",)}
-    async with kubernetes_storage(tmp_path, **options) as (cloud, server, _, _):
+    async with kubernetes_storage(
+        tmp_path, kubernetes_s3_driver="rclone.csi.veloxpack.io", kubernetes_nfs_own=("files:/own",)
+    ) as (cloud, server, _, _):
         keys = S3(bucket="b", access_key="AKEY", secret_key="SKEY")
         await cloud.provision(directory(DatastoreSpec(name="one", s3=keys), "u1"))
         await cloud.provision(directory(DatastoreSpec(name="two", nfs=Nfs(server="files", path="/own")), "u2"))

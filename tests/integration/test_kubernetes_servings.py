@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 from urllib.parse import urlsplit
 
 import pytest
@@ -55,6 +55,12 @@ class Bench(NamedTuple):
     cluster: Cluster
     server: PodServer
     life: ClusterLife
+
+
+class Size(TypedDict, total=False):
+    cpu: float
+    memory: str
+    gpu: int
 
 
 @pytest.fixture
@@ -202,7 +208,7 @@ async def test_a_lost_node_is_seen_and_its_replicas_are_made_anew(bench: Bench) 
         ({"cpu": 16, "memory": "64Gi"}, "", ""),
     ],
 )
-async def test_what_no_node_is_large_enough_for(bench: Bench, spec: dict[str, object], field: str, words: str) -> None:
+async def test_what_no_node_is_large_enough_for(bench: Bench, spec: Size, field: str, words: str) -> None:
     cloud = servings_on(bench.cluster, kubernetes_serving_gpu_image="elearn:gpu")
     errors = await cloud.admit(ServingSpec(name="d", model="d", version=1, **spec))
     assert [error.field for error in errors] == ([field] if field else [])

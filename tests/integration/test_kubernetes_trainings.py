@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 
 import pytest
 
@@ -22,6 +22,7 @@ from tests.contract.training_clouds import Watch
 from tests.support.kube import assert_valid
 from tests.support.kube_trainings import (
     NAMESPACE,
+    PROJECT,
     Crashing,
     TrainingCluster,
     connected,
@@ -46,8 +47,8 @@ async def it() -> AsyncIterator[TrainingCluster]:
         yield cluster
 
 
-def gang(name: str = "t-1", **fields: object) -> Launch:
-    return launch_of(name, code=CODE, roles=CLUSTER, **fields)
+def gang(name: str = "t-1", attempt: int = 1, *, project: str = PROJECT, plans: tuple[MountPlan, ...] = ()) -> Launch:
+    return launch_of(name, attempt, project=project, plans=plans, code=CODE, roles=CLUSTER)
 
 
 async def until_running(driver: KubernetesTrainings, launch: Launch) -> None:
@@ -80,16 +81,16 @@ def crashing(it: TrainingCluster) -> Crashing:
     return it.server
 
 
-async def dies(it: TrainingCluster, work: object, *, after: int) -> bool:
+async def dies(it: TrainingCluster, work: Coroutine[object, object, object], *, after: int) -> bool:
     """Whether somebody died in the middle of that work, after so many writes."""
-    task = asyncio.ensure_future(work)  # type: ignore[call-overload]
+    task = asyncio.create_task(work)
     crashing(it).after(after, task.cancel)
     await asyncio.wait({task}, timeout=10)
     crashing(it).after(0, task.cancel)
     assert task.done()
     if not task.cancelled():
         task.result()
-    return bool(task.cancelled())
+    return task.cancelled()
 
 
 # -- launching --------------------------------------------------------------------------------------------------------

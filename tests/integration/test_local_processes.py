@@ -7,17 +7,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from shared.errors import Conflict, Internal, Invalid
-from shared.local.identity import MARKER, boot_id, identify, is_alive
+from shared.local.identity import MARKER, ProcessIdentity, boot_id, identify, is_alive
 from shared.local.processes import ProcessStatus, Restart, end_all
 from shared.local.records import write_spec
-from shared.local.spec import BindMount, ProcessIdentity, ProcessSpec
-from tests.support.local_processes import Home, home, is_running, pid_in
+from shared.local.spec import BindMount, ProcessSpec
+from tests.support.local_processes import Home, Settings, home, is_running, pid_in
 
 __all__ = ["home"]
 
@@ -87,7 +88,7 @@ class TestStart:
         ],
     )
     async def test_says_in_words_why_it_can_not(
-        self, home: Home, argv: tuple[str, ...], settings: dict[str, object], words: str
+        self, home: Home, argv: tuple[str, ...], settings: Settings, words: str
     ) -> None:
         (home.work / "plain").write_text("echo")
         for name, text in (("no-shebang", "echo hi"), ("bad-shebang", "#!/no/such/interpreter\n")):
@@ -438,6 +439,7 @@ class TestServices:
         assert died.returncode == -signal.SIGKILL
         dead_socket = next(home.processes.watchers().glob("*.sock"))
         watch = home.processes.watch()
+        assert isinstance(watch, AsyncGenerator)
         found = await anext(watch)
         assert isinstance(found, ProcessStatus)
         assert (found.id, found.state) == ("a", "running")
@@ -467,6 +469,7 @@ class TestServices:
     async def test_a_path_longer_than_a_socket_s_name_is_fine(self, tmp_path: Path) -> None:
         deep = Home(tmp_path.joinpath(*["d" * 60] * 4))
         watch = deep.processes.watch(resync=3600)
+        assert isinstance(watch, AsyncGenerator)
         async with asyncio.timeout(20):
             assert type(await anext(watch)).__name__ == "Synced"
             await deep.processes.start("a", deep.shell("exit 0"))

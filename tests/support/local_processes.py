@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 import pytest
 
@@ -12,6 +13,19 @@ from shared.local.processes import LocalProcesses, ProcessSpec, end_all, process
 from shared.local.spec import BindMount, Restart
 
 PATH = "/usr/local/bin:/usr/bin:/bin"
+
+
+class Settings(TypedDict, total=False):
+    """What :meth:`Home.spec` may be told of a task."""
+
+    env: dict[str, str] | None
+    cwd: str | None
+    log: str | None
+    log_limit: int
+    grace: float
+    restart: Restart | None
+    mounts: tuple[BindMount, ...]
+    hold: tuple[str, ...]
 
 
 class Home:
@@ -28,10 +42,10 @@ class Home:
         """Another service over the same root."""
         return LocalProcesses(processes_root(self.home, "room"))
 
-    def shell(self, script: str, **settings: object) -> ProcessSpec:
+    def shell(self, script: str, **settings: Unpack[Settings]) -> ProcessSpec:
         return self.spec("/bin/sh", "-c", script, **settings)
 
-    def python(self, script: str, **settings: object) -> ProcessSpec:
+    def python(self, script: str, **settings: Unpack[Settings]) -> ProcessSpec:
         return self.spec(sys.executable, "-I", "-S", "-u", "-c", script, **settings)
 
     def spec(

@@ -45,8 +45,9 @@ def write(path: Path, *, user: dict[str, Any] | None = None, cluster: dict[str, 
     return path
 
 
-def found(path: Path, **settings: str) -> Access:
-    return find_access(KubernetesSettings(kubeconfig=str(path), **settings), {})
+def found(path: Path, *, context: str = "", namespace: str = "") -> Access:
+    settings = KubernetesSettings(kubeconfig=str(path), kubernetes_context=context, kubernetes_namespace=namespace)
+    return find_access(settings, {})
 
 
 async def test_a_kubeconfig_with_inlined_certificates(tmp_path: Path) -> None:
@@ -86,8 +87,8 @@ async def test_ways_to_say_who_we_are(tmp_path: Path, user: dict[str, Any], head
 def test_contexts_namespaces_and_impersonation(tmp_path: Path) -> None:
     path = write(tmp_path / "config", user={"as": "robot", "as-groups": ["ops"]})
     assert found(path).headers == {"Impersonate-User": "robot", "Impersonate-Group": "ops"}
-    assert found(path, kubernetes_context="bare").namespace == "default"
-    assert found(path, kubernetes_namespace="mine").namespace == "mine"
+    assert found(path, context="bare").namespace == "default"
+    assert found(path, namespace="mine").namespace == "mine"
 
 
 def test_several_kubeconfigs_are_one(tmp_path: Path) -> None:
@@ -344,8 +345,7 @@ async def test_a_watch_that_breaks_breaks_the_whole() -> None:
 def test_a_mirror_shows_what_is_there() -> None:
     mirror: Mirror[str] = Mirror()
     a, b = Identity("ns", "a", "1"), Identity("ns", "a", "2")
-    assert mirror.take(Added(a, "one")) is None
-    assert not mirror.synced
+    assert (mirror.take(Added(a, "one")), mirror.synced) == (None, False)
     mirror.take(Synced())
     assert mirror.synced
     assert mirror.take(Modified(a, "two")) == "one"
