@@ -5,7 +5,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -160,7 +160,7 @@ async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> "AsyncIterato
 
 
 @pytest.fixture
-def local(tmp_path: Path) -> "AsyncIterator[Bench]":
+def local(tmp_path: Path) -> Iterator[Bench]:
     bench = Bench("local", tmp_path)
     yield bench
     bench.close()

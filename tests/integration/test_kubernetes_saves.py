@@ -10,6 +10,7 @@ from services.registry.cloud.kubernetes import work
 from services.registry.cloud.port import Gone, JobCloud, Lost, Observation, Refused, Running, SaveJob, Succeeded, Synced
 from services.registry.model import Key
 from services.registry.reconcile import Job
+from services.registry.save_job import job as files
 from shared.errors import Unavailable
 from shared.kube.resources import JOBS, NAMESPACES, PERSISTENT_VOLUME_CLAIMS, PERSISTENT_VOLUMES, PODS
 from tests.contract.job_cloud_models import write_saved_model
@@ -101,7 +102,7 @@ async def test_a_result_too_long_for_a_message_is_read_from_the_log(
         (pod,) = server.store.all(PODS)
         facts = work.perform(
             work.Save(
-                job=work.files.Job(
+                job=files.Job(
                     project="default",
                     model="digits",
                     number=1,
@@ -113,6 +114,7 @@ async def test_a_result_too_long_for_a_message_is_read_from_the_log(
                 )
             )
         )
+        assert facts.facts is not None
         await server.log(pod["metadata"]["name"], "noise\n" + work.pack(facts), namespace=NAMESPACE, end=True)
         life.ended(pod, message=work.IN_LOG)
         assert await outcome(cloud) == Succeeded(job=JOB, facts=facts.facts)

@@ -13,7 +13,7 @@ from services.scheduler.settings import Settings
 from services.scheduler.store import ActiveTraining, TrainingStore
 from shared.bus import Bus
 from shared.contracts import datastore, training
-from shared.contracts.common import Named
+from shared.contracts.common import ListRequest, Named
 from shared.contracts.datastore import ClaimVolume, MountableDatastore, MountReply, MountRequest
 from shared.contracts.training import Mount, Role, Roles, StopTraining, SubmitTraining, Training, TrainingSpec
 from shared.errors import Invalid
@@ -179,7 +179,7 @@ async def test_room_that_others_took_meanwhile_sends_it_back_to_the_queue(house:
     await house.submit(roles=Roles(chief=Role(cpu=4)))
 
     async def refused() -> bool:
-        page = await house.bus.call(training.LIST, training.ListRequest(project="p", state="queued"))
+        page = await house.bus.call(training.LIST, ListRequest(project="p", state="queued"))
         return any("waiting for room" in one.reason for one in page.items)
 
     await until(refused, lambda found: found)

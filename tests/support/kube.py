@@ -8,7 +8,7 @@ from typing import Any
 
 import jsonschema
 from referencing import Registry, Resource
-from referencing.jsonschema import DRAFT202012
+from referencing.jsonschema import DRAFT202012, SchemaRegistry
 
 OLDEST = "1.28.0"
 NEWEST = "1.36.0"
@@ -50,7 +50,8 @@ def _validator(version: str, api_version: str, kind: str) -> jsonschema.Draft202
 
 
 @cache
-def _definitions(version: str) -> Registry:
+def _definitions(version: str) -> SchemaRegistry:
     text = (_SCHEMAS / f"v{version}-local-strict" / "_definitions.json").read_text()
     resource = Resource.from_contents(json.loads(text), default_specification=DRAFT202012)
-    return Registry().with_resource("_definitions.json", resource).crawl()
+    registry: SchemaRegistry = Registry()
+    return registry.with_resources([("_definitions.json", resource)]).crawl()

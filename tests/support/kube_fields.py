@@ -162,8 +162,8 @@ def _keys(path: Path, value: Any) -> tuple[str, ...]:
     if not path or not isinstance(value, list) or not value or not all(isinstance(item, dict) for item in value):
         return ()
     if path[-1] == "ports":
-        keys = ("containerPort", "protocol") if "containerPort" in value[0] else ("port", "protocol")
-        return keys if keys[0] in value[0] else ()
+        number = "containerPort" if "containerPort" in value[0] else "port"
+        return (number, "protocol") if number in value[0] else ()
     keys = _KEYS.get(path[-1], ())
     return keys if all(key in item for item in value for key in keys) else ()
 

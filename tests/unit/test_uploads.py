@@ -11,7 +11,8 @@ from shared.errors import ElearnError
 
 
 def test_the_folder_of_uploads_may_vanish_while_it_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make, removed = os.mkdir, []
+    make = os.mkdir
+    removed: list[str] = []
 
     def another_ends_just_then(name: str, *args: object, dir_fd: int) -> None:
         make(name, dir_fd=dir_fd)

@@ -216,7 +216,7 @@ def test_tasks_hear_from_tasks_of_their_project_alone() -> None:
     assert not peer["podSelector"]["matchLabels"].items() <= stranger.items()
     assert not _matches(policy, stranger)
     others = policy_manifests("ads", NAMESPACE, "elearn", control=None)
-    names = {each["metadata"]["name"] for each in (*_policies(None), *others)}  # type: ignore[index]
+    names = {each["metadata"]["name"] for each in (*_policies(None), *others)}
     assert len(names) == 4
 
 

@@ -49,7 +49,7 @@ class Reader:
         assert self._queue.empty(), "told more than the story has"
 
     async def next(self, count: int = 1) -> list[str]:
-        words = []
+        words: list[str] = []
         async with asyncio.timeout(SECONDS):
             while len(words) < count:
                 told = await self._queue.get()

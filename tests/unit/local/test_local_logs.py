@@ -16,7 +16,8 @@ def log(tmp_path: Path) -> Path:
 
 
 def read_all(path: Path, limit: int) -> list[logs.LogChunk]:
-    chunks, offset = [], 0
+    chunks: list[logs.LogChunk] = []
+    offset = 0
     while True:
         chunk = logs.read(path, offset, limit)
         if not chunk.text:
