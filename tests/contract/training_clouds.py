@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +177,9 @@ class Watch:
             await self._task
 
     async def _read(self) -> None:
-        async with contextlib.aclosing(self._driver.watch()) as watch:  # type: ignore[type-var]
+        watching = self._driver.watch()
+        assert isinstance(watching, AsyncGenerator)
+        async with contextlib.aclosing(watching) as watch:
             async for seen in watch:
                 async with self._changed:
                     match seen:

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import aiohttp
 import pytest
@@ -200,13 +200,13 @@ async def test_a_board_that_can_not_be_reached_from_here_says_how_it_could(bench
 
 
 @pytest.mark.parametrize(("access", "home", "forwards"), [("", "", True), ("", "a", False), ("forward", "a", True)])
-def test_how_boards_are_reached(access: str, home: str, forwards: bool) -> None:
+def test_how_boards_are_reached(access: Literal["", "forward"], home: str, forwards: bool) -> None:
     class Where:
         def __init__(self) -> None:
             self.home = home
 
-    options = TrainingOptions(kubernetes_board_access=access)  # type: ignore[arg-type]
-    boards = Boards(Where(), SETTINGS, options, None)  # type: ignore[arg-type]
+    options = TrainingOptions(kubernetes_board_access=access)
+    boards = Boards(Where(), SETTINGS, options, None)  # type: ignore[arg-type]  # it looks at the home alone
     rights: list[Right] = boards.rights()
     assert any(right.subresource == "portforward" for right in rights) is forwards
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import ANY
@@ -32,6 +32,7 @@ from tests.support.kube_logs import SECOND
 from tests.support.kube_rights import ChartRights
 from tests.support.kube_server import KubeServer
 from tests.support.logs_in_memory import Outage
+from tests.support.servers import FreshDatabase
 
 KEY = AttemptKey("search", "ctr-7", 1)
 NAMESPACE = "elearn-search"
@@ -45,8 +46,8 @@ async def _migrate(url: str) -> None:
 
 
 @pytest.fixture
-async def store(fresh_database: Callable[..., object]) -> AsyncIterator[LogStore]:
-    url = await fresh_database(_migrate)  # type: ignore[misc]
+async def store(fresh_database: FreshDatabase) -> AsyncIterator[LogStore]:
+    url = await fresh_database(_migrate)
     database = Database(url, name="scheduler")
     await database.open()
     async with database:

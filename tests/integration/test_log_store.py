@@ -1,6 +1,6 @@
 """Logs in a real database: appended once, bounded, read by offsets."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +9,7 @@ from services.scheduler import log_store
 from services.scheduler.cloud.port import LogPart
 from services.scheduler.log_store import LogKey, LogStore, Source
 from shared.postgres import Database
+from tests.support.servers import FreshDatabase
 
 LOG = LogKey("search", "ctr-7", 1, "worker-0")
 A, B = Source(uid="a", rank=1), Source(uid="b", rank=2)
@@ -20,8 +21,8 @@ async def _migrate(url: str) -> None:
 
 
 @pytest.fixture
-async def store(fresh_database: Callable[..., object]) -> AsyncIterator[LogStore]:
-    url = await fresh_database(_migrate)  # type: ignore[misc]
+async def store(fresh_database: FreshDatabase) -> AsyncIterator[LogStore]:
+    url = await fresh_database(_migrate)
     database = Database(url, name="scheduler")
     await database.open()
     async with database:

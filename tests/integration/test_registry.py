@@ -343,7 +343,7 @@ async def test_lists_page_and_filter(bus: Bus, others: Others) -> None:
     await save(bus)
 
     async def numbers(**changes: object) -> list[int]:
-        request = ListVersions(project=PROJECT, model="digits", **changes)  # type: ignore[arg-type]
+        request = msgspec.structs.replace(ListVersions(project=PROJECT, model="digits"), **changes)
         return [each.number for each in (await bus.call(contract.LIST_VERSIONS, request)).items]
 
     assert await numbers(state="ready") == [3, 1]

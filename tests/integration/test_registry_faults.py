@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,7 @@ async def test_a_job_lost_again_and_again_fails_and_leaves_nothing(
         await bus.call(contract.SAVE, SAVE)
         for attempt in range(1, MOST_ATTEMPTS + 1):
             job = Job(KEY, attempt)
-            await until(lambda job=job: _jobs(cloud), lambda jobs, job=job: job in jobs)  # type: ignore[misc]
+            await _until_there(cloud, job)
             cloud.kill(job)
         version = await ended(bus)
         assert (version.state, "3 times" in version.reason) == ("failed", True)
@@ -89,7 +90,7 @@ async def test_no_more_jobs_at_once_than_allowed(
         await until(lambda: _jobs(cloud), lambda jobs: len(jobs) == 1)
         for number in (8, 9):  # cleared away before anything is launched: the second tells that a round is over
             cloud.tell(stray := Job(Key(PROJECT, "stray", number), 1), Running(job=stray))
-            await until(lambda: _jobs(cloud), lambda jobs, stray=stray: stray not in jobs)  # type: ignore[misc]
+            await _until_gone(cloud, stray)
         assert (set(cloud.jobs), running) == ({Job(KEY, 1)}, [0])
         cloud.tell(Job(KEY, 1), cloud._save(_ask(others.data)))
         for number in (1, 2):
@@ -109,6 +110,14 @@ async def test_a_version_deleted_while_it_is_saved_leaves_nothing(
         await until(lambda: _jobs(cloud), lambda jobs: len(jobs) == 1)
         await bus.call(contract.DELETE_VERSION, VersionRequest(project=PROJECT, model="digits", number=1))
         await until(lambda: _jobs(cloud), lambda jobs: not jobs)
+
+
+async def _until_there(cloud: FakeJobs, job: Job) -> None:
+    await until(lambda: _jobs(cloud), lambda jobs: job in jobs)
+
+
+async def _until_gone(cloud: FakeJobs, job: Job) -> None:
+    await until(lambda: _jobs(cloud), lambda jobs: job not in jobs)
 
 
 async def _jobs(cloud: FakeJobs) -> dict[Job, Observation]:
@@ -159,7 +168,7 @@ async def test_killed_registry_and_killed_jobs(
         async with process(environ):
             for number in (1, 2):
                 version = await until(
-                    lambda number=number: get(bus, number),  # type: ignore[misc]
+                    partial(get, bus, number),
                     lambda found: found.state != "saving",
                     timeout=40,
                 )

@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Unpack
 
 import pytest
 
@@ -31,6 +32,7 @@ from shared.contracts.training import (
 from shared.errors import Conflict, Invalid, NotFound
 from shared.local.processes import LocalProcesses, processes_root
 from tests.support.rooms import answering, running_room, until
+from tests.support.trainings import Asked
 
 ENVIRON = {"ELEARN_CPUS": "4", "ELEARN_MEMORY": "8Gi", "ELEARN_STOP_GRACE": "2"}
 
@@ -43,9 +45,8 @@ class House:
         self.data = data
         self.home = home
 
-    async def submit(self, command: list[str], **fields: object) -> Training:
-        fields.setdefault("name", "digits")
-        spec = TrainingSpec(command=tuple(command), **fields)  # type: ignore[arg-type]
+    async def submit(self, command: list[str], *, name: str = "digits", **fields: Unpack[Asked]) -> Training:
+        spec = TrainingSpec(name=name, command=tuple(command), **fields)
         return await self.bus.call(training.SUBMIT, SubmitTraining(project="default", spec=spec))
 
     async def get(self, name: str) -> Training:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Unpack
 
 import pytest
 
@@ -21,6 +22,7 @@ from shared.postgres import Transaction
 from shared.service import Platform, Room
 from tests.support.rooms import answering, running_room, until
 from tests.support.training_cloud_fake import FakeCloud, FakeMachines
+from tests.support.trainings import Asked
 
 
 class House:
@@ -28,8 +30,8 @@ class House:
         self.bus = bus
         self.machines = machines
 
-    async def submit(self, **fields: object) -> Training:
-        spec = TrainingSpec(name="t", command=("x",), **fields)  # type: ignore[arg-type]
+    async def submit(self, **fields: Unpack[Asked]) -> Training:
+        spec = TrainingSpec(name="t", command=("x",), **fields)
         return await self.bus.call(training.SUBMIT, SubmitTraining(project="p", spec=spec))
 
     async def get(self, name: str = "t-1") -> Training:

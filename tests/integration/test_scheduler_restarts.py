@@ -63,9 +63,9 @@ class House:
         self.orders = orders
         self.home = home
 
-    async def submit(self, **fields: object) -> Training:
+    async def submit(self, *, retries: int = 0) -> Training:
         command = ("python", "-c", COUNT_AND_WAIT, str(self.orders))
-        spec = TrainingSpec(name="t", command=command, roles=ROLES, **fields)  # type: ignore[arg-type]
+        spec = TrainingSpec(name="t", command=command, roles=ROLES, retries=retries)
         request = SubmitTraining(project="default", spec=spec)
 
         async def submit() -> Training:

@@ -5,6 +5,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +85,11 @@ def test_a_model_is_served_scaled_and_rolled_without_a_request_lost(
     until(lambda: client.servings.get("toy").state == "ready" and predicted(client) == 1.0, "it still answers", 60)
     client.servings.delete("toy")
     for kind in (AUTOSCALERS, DEPLOYMENTS, DISRUPTION_BUDGETS, SERVICES):
-        until(lambda kind=kind: not objects(live, kind), f"no {kind.kind} is left", 60)  # type: ignore[misc]
+        until(partial(none_left, live, kind), f"no {kind.kind} is left", 60)
+
+
+def none_left(live: LiveCluster, kind: Resource) -> bool:
+    return not objects(live, kind)
 
 
 def objects(live: LiveCluster, kind: Resource) -> list[Partial]:

@@ -1,15 +1,15 @@
 """Trainings for tests: records and tasks in few words."""
 
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypedDict
 
 import msgspec
 
 from services.scheduler.frameworks.tensorflow import TensorFlow
 from services.scheduler.model import Demand, NodeState, Seen, TrainingRecord
 from services.scheduler.spec import plan_tasks
-from shared.contracts.common import parse_duration
-from shared.contracts.training import Role, Roles, Task, TaskState, TrainingSpec
+from shared.contracts.common import Quantity, parse_duration
+from shared.contracts.training import Mount, Role, Roles, Task, TaskState, TrainingSpec
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -17,6 +17,19 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 def at(seconds: float) -> datetime:
     """So many seconds after the beginning of the test's time."""
     return START + timedelta(seconds=seconds)
+
+
+class Asked(TypedDict, total=False):
+    """What tests ask for in a spec, besides its name and its command."""
+
+    code: str
+    env: dict[str, str]
+    mounts: tuple[Mount, ...]
+    roles: Roles
+    retries: int
+    deadline: Quantity
+    labels: dict[str, str]
+    tensorboard: str
 
 
 def spec(**fields: Any) -> TrainingSpec:

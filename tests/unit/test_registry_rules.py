@@ -1,8 +1,10 @@
 """The registry's pure rules, as tables."""
 
 from datetime import UTC, datetime, timedelta
+from typing import Literal
 
 import pytest
+from msgspec.structs import replace
 
 from services.registry.model import (
     MOST_ATTEMPTS,
@@ -149,20 +151,19 @@ def test_deadlines() -> None:
 
 
 def serving(**changes: object) -> Serving:
-    values = {
-        "project": "default",
-        "name": "digits",
-        "spec": ServingSpec(name="digits", model="digits", alias="champion"),
-        "state": "ready",
-        "created_at": NOW,
-        "replicas": 1,
-        **changes,
-    }
-    return Serving(**values)  # type: ignore[arg-type]
+    by_alias = Serving(
+        project="default",
+        name="digits",
+        spec=ServingSpec(name="digits", model="digits", alias="champion"),
+        state="ready",
+        created_at=NOW,
+        replicas=1,
+    )
+    return replace(by_alias, **changes)
 
 
-def revision(number: int, state: str) -> Revision:
-    return Revision(number=number, version=number, created_at=NOW, state=state)  # type: ignore[arg-type]
+def revision(number: int, state: Literal["deploying", "ready", "failed", "superseded"]) -> Revision:
+    return Revision(number=number, version=number, created_at=NOW, state=state)
 
 
 @pytest.mark.parametrize(

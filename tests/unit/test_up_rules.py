@@ -5,6 +5,7 @@ import os
 import re
 import socket
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -41,7 +42,9 @@ def refused(identity: Identity) -> bool:
         (4242, [NOBODY, ROOT], allowed, "namespace", 65534),
     ],
 )
-def test_who_runs_postgres(uid, table, namespaces, kind, runs_as) -> None:  # type: ignore[no-untyped-def]
+def test_who_runs_postgres(
+    uid: int, table: list[Account], namespaces: Callable[[Identity], bool], kind: str, runs_as: int
+) -> None:
     chosen = choose(uid, uid, table, namespaces)
     assert (chosen.kind, chosen.uid) == (kind, runs_as)
 

@@ -7,6 +7,7 @@ import pytest
 from services.api.lines import LineCutter, last_lines
 from services.api.model import (
     Principal,
+    Reach,
     StoredToken,
     bearer_of,
     deletion_stands,
@@ -22,7 +23,7 @@ from services.api.routes.listing import Trainings
 from services.api.subjects import narrowed, parse_since
 from services.api.table import NoQuery
 from shared.contracts.common import Chunk
-from shared.contracts.identity import TokenSpec
+from shared.contracts.identity import Scope, TokenSpec
 from shared.errors import Invalid, NotFound
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
@@ -50,8 +51,8 @@ LOCAL_BOSS = Principal(name="local", scope="admin", projects=("search",))
         (BOSS, "write", "project", "default", None),
     ],
 )
-def test_what_a_token_may_do(who: Principal, scope: str, reach: str, project: str, words: str | None) -> None:
-    reason = refusal(who, scope, reach, project)  # type: ignore[arg-type]
+def test_what_a_token_may_do(who: Principal, scope: Scope, reach: Reach, project: str, words: str | None) -> None:
+    reason = refusal(who, scope, reach, project)
     assert (reason is None) if words is None else (reason is not None and words in reason)
 
 

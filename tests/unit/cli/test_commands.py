@@ -137,7 +137,9 @@ def test_submit_takes_flags_in_place_of_a_file(command: Command, gateway: Gatewa
     }
 
 
-def test_code_lies_beside_the_file(command: Command, gateway: Gateway, spec: Path) -> None:
+def test_code_lies_beside_the_file(
+    command: Command, gateway: Gateway, spec: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec.write_text(SPEC + "code: .\n")
     gateway.answers["POST trainings"] = Reply(training(), 201)
     digests: list[str] = []
@@ -151,7 +153,7 @@ def test_code_lies_beside_the_file(command: Command, gateway: Gateway, spec: Pat
     def answer(asked: Asked) -> Reply:
         return put(asked) if asked.method == "PUT" else real(asked)
 
-    gateway.answer = answer  # type: ignore[method-assign]
+    monkeypatch.setattr(gateway, "answer", answer)
     assert command("training", "submit", str(spec)).status == 0
     body = gateway.asked[-1].body
     assert isinstance(body, dict)

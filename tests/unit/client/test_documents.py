@@ -1,6 +1,7 @@
 """Spec files: YAML 1.2, several documents, lines in errors, --set."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -117,6 +118,13 @@ def test_the_kind_is_checked() -> None:
         one(TRAINING).spec("serving", TrainingSpec)
 
 
+def within(document: Document, *path: str | int) -> object:
+    at: Any = document.data
+    for part in path:
+        at = at[part]
+    return at
+
+
 @pytest.mark.parametrize(
     ("assignment", "path", "value"),
     [
@@ -133,16 +141,13 @@ def test_the_kind_is_checked() -> None:
 def test_set(assignment: str, path: tuple[str | int, ...], value: object) -> None:
     document = one(TRAINING)
     document.set(assignment)
-    at: object = document.data
-    for part in path:
-        at = at[part]  # type: ignore[index]
-    assert at == value
+    assert within(document, *path) == value
 
 
 def test_set_leaves_what_an_alias_shares_alone() -> None:
     document = one(TRAINING)
     document.set("roles.worker.cpu=4")
-    assert document.data["roles"]["ps"]["cpu"] == 0.5  # type: ignore[index]
+    assert within(document, "roles", "ps", "cpu") == 0.5
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from elearn.client import Client, TimedOut
+from elearn.client.trainings import Until
 from shared.contracts.training import Role, Roles, Training, TrainingSpec, TrainingState
 from shared.errors import Invalid, Unavailable
 from tests.unit.client.conftest import Answer, problem, reply
@@ -111,7 +112,7 @@ def test_what_can_be_refused_here_is_refused_here(client_of: ClientOf, tmp_path:
         ("freed", training("failed", 1, freed=True)),
     ],
 )
-def test_wait(client_of: ClientOf, until: str, ends_with: Training, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wait(client_of: ClientOf, until: Until, ends_with: Training, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.sleep", lambda _: None)
     story = iter(
         [
@@ -123,7 +124,7 @@ def test_wait(client_of: ClientOf, until: str, ends_with: Training, monkeypatch:
         ]
     )
     client = client_of(lambda _: reply(next(story)))
-    assert client.trainings.wait("digits-1", until=until) == ends_with  # type: ignore[arg-type]
+    assert client.trainings.wait("digits-1", until=until) == ends_with
 
 
 def test_waiting_for_running_ends_with_the_training(client_of: ClientOf) -> None:

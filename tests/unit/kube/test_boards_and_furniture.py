@@ -109,6 +109,11 @@ def test_the_service_finds_the_pod_and_no_training_does() -> None:
     assert attempt_of(labels) is None
 
 
+def selector(of: BoardObjects) -> object:
+    deployment: dict[str, Any] = of.deployment
+    return deployment["spec"]["selector"]
+
+
 @pytest.mark.parametrize(
     ("change", "options"),
     [
@@ -122,7 +127,7 @@ def test_another_plan_is_another_pod_of_the_same_board(change: dict[str, Any], o
     before, after = objects(), objects(replace(BOARD, **change), options=options)
     assert before.name == after.name
     assert before.pod_labels != after.pod_labels
-    assert before.deployment["spec"]["selector"] == after.deployment["spec"]["selector"]  # type: ignore[index]
+    assert selector(before) == selector(after)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import asyncio
 import gc
 import socket
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 
@@ -13,6 +13,8 @@ from shared.kube.forwarding import ReadyPods, forwarded
 from shared.kube.objects import Condition, Metadata, Pod, PodStatus
 from shared.kube.resources import PODS
 from tests.support.kube_server import KubeServer
+
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 def pod(name: str, *, ready: bool = True) -> Pod:
@@ -38,9 +40,9 @@ async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
     await writer.wait_closed()
 
 
-async def listens(server: KubeServer, name: str, serve: object = echo) -> asyncio.Server:
+async def listens(server: KubeServer, name: str, serve: Serve = echo) -> asyncio.Server:
     """Somebody listens in a pod."""
-    target = await asyncio.start_server(serve, "127.0.0.1", 0)  # type: ignore[arg-type]
+    target = await asyncio.start_server(serve, "127.0.0.1", 0)
     server.ports["default", name, 8500] = target.sockets[0].getsockname()
     return target
 

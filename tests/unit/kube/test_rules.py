@@ -158,10 +158,10 @@ def test_marking_leaves_the_drivers_own_document_alone() -> None:
         "metadata": {"name": "a", "labels": {"x": "y"}},
         "spec": {"selector": {"matchLabels": {"x": "y"}}, "template": {"metadata": {"labels": {"x": "y"}}, "spec": {}}},
     }
-    sent = marked(given_, "staging")
-    assert sent["metadata"]["labels"] == {"x": "y", INSTALLATION: "staging", "app.kubernetes.io/managed-by": "elearn"}  # type: ignore[index]
-    assert sent["spec"]["template"]["metadata"]["labels"][INSTALLATION] == "staging"  # type: ignore[index]
-    assert sent["spec"]["selector"] == {"matchLabels": {"x": "y"}}  # type: ignore[index]
+    sent: dict[str, Any] = marked(given_, "staging")
+    assert sent["metadata"]["labels"] == {"x": "y", INSTALLATION: "staging", "app.kubernetes.io/managed-by": "elearn"}
+    assert sent["spec"]["template"]["metadata"]["labels"][INSTALLATION] == "staging"
+    assert sent["spec"]["selector"] == {"matchLabels": {"x": "y"}}
     assert given_["metadata"]["labels"] == {"x": "y"}
     assert head_of(given_, "ns").namespace == "ns"
 

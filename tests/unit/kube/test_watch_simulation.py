@@ -4,6 +4,7 @@ import asyncio
 import random
 from collections.abc import Callable
 from contextlib import aclosing
+from typing import Literal
 
 import pytest
 
@@ -64,10 +65,16 @@ def write(server: KubeServer, dice: random.Random) -> None:
 
 
 async def fault(server: KubeServer, dice: random.Random) -> None:
-    def fail(**how: object) -> Callable[[], object]:
-        return lambda: server.fail(times=dice.randint(1, 3), **how)  # type: ignore[arg-type]
+    def fail(
+        code: int = 0,
+        reason: str = "",
+        *,
+        what: Literal["status", "drop", "page"] = "status",
+        again: float | None = None,
+    ) -> Callable[[], object]:
+        return lambda: server.fail(code, reason, what=what, times=dice.randint(1, 3), retry_after=again)
 
-    choice = dice.choice(
+    choice: str | Callable[[], object] = dice.choice(
         (
             server.end_streams,
             server.gone,
@@ -75,7 +82,7 @@ async def fault(server: KubeServer, dice: random.Random) -> None:
             server.bookmark,
             server.store.compact,
             fail(code=500, reason="InternalError"),
-            fail(code=429, reason="TooManyRequests", retry_after=0),
+            fail(code=429, reason="TooManyRequests", again=0),
             fail(code=410, reason="Expired"),
             fail(what="drop"),
             fail(what="page"),
@@ -94,7 +101,8 @@ async def fault(server: KubeServer, dice: random.Random) -> None:
             write(server, dice)
             await server.start()
         case _:
-            choice()  # type: ignore[operator]
+            assert callable(choice)
+            choice()
 
 
 @pytest.mark.parametrize("seed", range(25))

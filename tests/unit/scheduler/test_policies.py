@@ -1,9 +1,12 @@
 """Admission, placement, reconcile, retry: tables."""
 
 import re
+from datetime import datetime
 from pathlib import Path
+from typing import Literal
 
 import pytest
+from msgspec.structs import replace
 
 from services.scheduler import admission
 from services.scheduler.admission import Holder, Waiting, admit, ordinal, size_errors
@@ -19,10 +22,8 @@ G = 2**30
 
 def waits(name: str, *tasks: Demand, priority: int = 0, sequence: int = 0, **fields: object) -> Waiting:
     sequence = sequence or int("".join(filter(str.isdigit, name)) or 1)
-    return Waiting(
-        project="p", name=name, priority=priority, sequence=sequence, tasks=tasks, queued_at=START,
-        **fields,  # type: ignore[arg-type]
-    )  # fmt: skip
+    plain = Waiting(project="p", name=name, priority=priority, sequence=sequence, tasks=tasks, queued_at=START)
+    return replace(plain, **fields)
 
 
 def holds(
@@ -299,15 +300,16 @@ def test_what_will_never_fit_on_one_machine(tasks: list[tuple[str, Demand]], exp
     assert size_errors(tasks, nodes, shared="runs") == expected
 
 
-def wants(state: TrainingState, *, holding: bool = True, attempt: int = 1, **fields: object) -> Desired:
+def wants(
+    state: TrainingState, *, holding: bool = True, attempt: int = 1, deadline_at: datetime | None = None
+) -> Desired:
     return Desired(
-        project="p", name="t", state=state, attempt=attempt, holding=holding, tasks=2,
-        **fields,  # type: ignore[arg-type]
-    )  # fmt: skip
+        project="p", name="t", state=state, attempt=attempt, holding=holding, tasks=2, deadline_at=deadline_at
+    )
 
 
-def act(what: str, attempt: int = 1) -> Action:
-    return Action(what=what, project="p", name="t", attempt=attempt)  # type: ignore[arg-type]
+def act(what: Literal["launch", "free", "vanished", "deadline"], attempt: int = 1) -> Action:
+    return Action(what=what, project="p", name="t", attempt=attempt)
 
 
 @pytest.mark.parametrize(

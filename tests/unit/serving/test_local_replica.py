@@ -1,17 +1,18 @@
 """How a local replica stands, from what its keeper and its model server say."""
 
 import pytest
+from msgspec.structs import replace
 
 from services.serving.cloud.local.replica import Replica, Report, stands
 from shared.local.identity import ProcessIdentity
-from shared.local.spec import ProcessStatus
+from shared.local.spec import ProcessStatus, State
 
 SERVER = ProcessIdentity(pid=7, started=1, boot="b")
 
 
-def status(state: str = "running", **more: object) -> ProcessStatus:
-    fields: dict[str, object] = {"task": SERVER, "started_at": 100.0, **more}
-    return ProcessStatus(id="ab.r1.0", state=state, shim=SERVER, **fields)  # type: ignore[arg-type]
+def status(state: State = "running", **more: object) -> ProcessStatus:
+    plain = ProcessStatus(id="ab.r1.0", state=state, shim=SERVER, task=SERVER, started_at=100.0)
+    return replace(plain, **more)
 
 
 def report(state: str = "serving", pid: int = 7, reason: str = "") -> Report:

@@ -1,6 +1,7 @@
 """A serving's life, as a table of messages."""
 
 from datetime import UTC, datetime, timedelta
+from typing import Literal
 
 import pytest
 from msgspec.structs import replace
@@ -13,6 +14,7 @@ from services.serving.model import (
     Change,
     Choice,
     Located,
+    Message,
     Observed,
     Replica,
     RollBack,
@@ -64,21 +66,21 @@ class Life:
         self.serving: StoredServing = decision.serving
         self.events = list(decision.events)
 
-    def tell(self, message: object) -> "Life":
-        decision = decide(self.serving, message, START)  # type: ignore[arg-type]
+    def tell(self, message: Message) -> "Life":
+        decision = decide(self.serving, message, START)
         self.serving = decision.serving
         self.events.extend(decision.events)
         return self
 
     def see(self, text: str, *, waiting: str = "") -> "Life":
         """``1:rr 2:f``: two replicas of revision 1 answer, one of revision 2 fails."""
-        states = {"s": "starting", "r": "ready", "f": "failing"}
+        states: dict[str, Literal["starting", "ready", "failing"]] = {"s": "starting", "r": "ready", "f": "failing"}
         seen = []
         for part in text.split():
             revision, letters = part.split(":")
             for letter in letters:
                 reason = "no SavedModel" if letter == "f" else ""
-                seen.append(Replica(revision=int(revision), state=states[letter], reason=reason))  # type: ignore[arg-type]
+                seen.append(Replica(revision=int(revision), state=states[letter], reason=reason))
         return self.tell(Observed(replicas=tuple(seen), endpoint=ENDPOINT, waiting=waiting))
 
     @property
