@@ -3,7 +3,6 @@
 from uuid import uuid4
 
 from shared.kube.resources import JOBS, PODS
-from tests.support.kube_events import record_event
 from tests.support.kube_fields import Document
 from tests.support.kube_store import KubeStore
 
@@ -13,14 +12,9 @@ JOB_NAME = "batch.kubernetes.io/job-name"
 
 
 class JobController:
-    """Follows Jobs and their pods, when it is told of them.
-
-    Attributes:
-        refusing: why pods may not be made, as where a quota is used up; "": they may. :meth:`permit` takes it back.
-    """
+    """Follows Jobs and their pods, when it is told of them."""
 
     def __init__(self, store: KubeStore) -> None:
-        self.refusing = ""
         self._store = store
         self._of_job: dict[tuple[str, str], set[str]] = {}
         self._deleted: dict[str, dict[str, int]] = {}
@@ -43,12 +37,6 @@ class JobController:
         found = [pod for pod in self.pods(job, namespace) if pod["metadata"]["labels"].get(INDEX, "0") == str(index)]
         assert found, f"Job {job} has no pod of index {index}"
         return max(found, key=lambda pod: int(pod["metadata"]["resourceVersion"]))
-
-    def permit(self) -> None:
-        """Pods may be made again; Jobs try again."""
-        self.refusing = ""
-        for job in self._store.all(JOBS):
-            self.follow(job)
 
     def follow(self, job: Document) -> None:
         """Make the pods that a Job lacks; end those of one that is suspended."""
@@ -78,11 +66,6 @@ class JobController:
     def _make_pod(self, job: Document, index: int, *, failures: int = 0) -> None:
         metadata, spec = job["metadata"], job["spec"]
         if spec.get("suspend"):
-            return
-        if self.refusing:
-            record_event(
-                self._store, JOBS, metadata["name"], "FailedCreate", self.refusing, namespace=metadata["namespace"]
-            )
             return
         template = spec["template"]
         name = metadata["name"]

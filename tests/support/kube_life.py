@@ -148,9 +148,6 @@ class ClusterLife:
         words = message or f'Back-off pulling image "{image}": not found'
         self._status.waiting(pod, "ImagePullBackOff", words)
 
-    def unschedulable(self, job: str, index: int = 0, *, message: str, namespace: str = "default") -> None:
-        self._status.unschedulable(self.pod(job, index, namespace=namespace), message)
-
     def evict(self, job: str, index: int = 0, *, namespace: str = "default") -> None:
         """The kubelet evicts a pod as its node runs out of memory or disk."""
         pod = self.pod(job, index, namespace=namespace)
@@ -167,10 +164,6 @@ class ClusterLife:
         self.store.finish(PODS, pod["metadata"]["name"], namespace)
 
     # -- stories of other things --------------------------------------------------------------------------------------
-
-    def deadline(self, job: str, *, namespace: str = "default") -> None:
-        """A Job's activeDeadlineSeconds are over."""
-        self.jobs.fail(self.store.need(JOBS, job, namespace), "DeadlineExceeded", "Job was active longer than deadline")
 
     def bind(self, claim: str, *, namespace: str = "default", volume: str = "") -> None:
         """A claim gets its volume, if that is not another's."""

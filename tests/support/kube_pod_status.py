@@ -54,10 +54,6 @@ class PodStatus:
         waiting = {"waiting": {"reason": reason, "message": message}}
         self._write(pod, {"phase": "Pending", "containerStatuses": _containers(pod, waiting, ready=False)})
 
-    def unschedulable(self, pod: Document, message: str) -> None:
-        condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
-        self._write(pod, {"phase": "Pending", "conditions": [condition]})
-
     def silent(self, pod: Document) -> None:
         """Its node has not been heard of: all is as told last, but for being ready."""
         kinds = {"Ready": "False", "ContainersReady": "True"}
