@@ -86,23 +86,24 @@ class Controller:
     async def watch(self) -> None:
         """Take down what the cloud shows, as it comes; never ends."""
         self._see_nothing()
-        async for seen in self._cloud.watch():
-            match seen:
-                case Synced():
-                    self._synced = True
-                    self._wake.ring()
-                case AttemptSeen():
-                    key = (seen.project, seen.name)
-                    self._shown.setdefault(key, {})[seen.attempt] = seen
-                    self._news[key, seen.attempt] = seen
-                    self._new.ring()
-                case AttemptGone():
-                    key = (seen.project, seen.name)
-                    attempts = self._shown.get(key, {})
-                    attempts.pop(seen.attempt, None)
-                    if not attempts:
-                        self._shown.pop(key, None)
-                    self._wake.ring()
+        async with contextlib.aclosing(self._cloud.watch()) as watch:
+            async for seen in watch:
+                match seen:
+                    case Synced():
+                        self._synced = True
+                        self._wake.ring()
+                    case AttemptSeen():
+                        key = (seen.project, seen.name)
+                        self._shown.setdefault(key, {})[seen.attempt] = seen
+                        self._news[key, seen.attempt] = seen
+                        self._new.ring()
+                    case AttemptGone():
+                        key = (seen.project, seen.name)
+                        attempts = self._shown.get(key, {})
+                        attempts.pop(seen.attempt, None)
+                        if not attempts:
+                            self._shown.pop(key, None)
+                        self._wake.ring()
 
     def _see_nothing(self) -> None:
         self._shown.clear()

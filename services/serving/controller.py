@@ -1,6 +1,7 @@
 """Watch the cloud, wake, apply the plan. Runs in the replica that leads."""
 
 import asyncio
+import contextlib
 from typing import Final
 
 import structlog
@@ -55,16 +56,17 @@ class Controller:
     async def _watch_once(self) -> None:
         self._seen.clear()
         self._synced = False
-        async for observation in self._cloud.watch():
-            match observation:
-                case Synced():
-                    self._synced = True
-                case Seen(uid=uid, observed=observed):
-                    self._seen[uid] = observed
-                    await self._tell(uid)
-                case Gone(uid=uid):
-                    self._seen.pop(uid, None)
-            self._wake.ring()
+        async with contextlib.aclosing(self._cloud.watch()) as watch:
+            async for observation in watch:
+                match observation:
+                    case Synced():
+                        self._synced = True
+                    case Seen(uid=uid, observed=observed):
+                        self._seen[uid] = observed
+                        await self._tell(uid)
+                    case Gone(uid=uid):
+                        self._seen.pop(uid, None)
+                self._wake.ring()
 
     async def _round(self) -> None:
         await self._wake.wait(_RESYNC)

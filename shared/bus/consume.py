@@ -5,7 +5,8 @@ whole batch, and one that was under way when the server restarted may stay silen
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Final
 
@@ -65,8 +66,8 @@ class Pull:
         self._batch = batch
         self._reconnected = Wake()
 
-    async def messages(self) -> AsyncIterator[Msg]:
-        """Messages for ever.
+    async def messages(self) -> AsyncGenerator[Msg, None]:
+        """Messages for ever; iterate under ``aclosing``.
 
         Raises:
             ConsumerLostError: set the consumer up again.
@@ -144,9 +145,10 @@ async def run_consumer(connection: Connection, database: Database, room: str, co
                 ),
             )
             pulling = Pull(connection, consumer.durable)
-            async for raw in pulling.messages():
-                pause = 0.2
-                await _deliver(connection, database, room, consumer, raw)
+            async with contextlib.aclosing(pulling.messages()) as messages:
+                async for raw in messages:
+                    pause = 0.2
+                    await _deliver(connection, database, room, consumer, raw)
         except (ConsumerLostError, Unavailable, TimeoutError, nats.errors.Error) as error:
             _log.info("consumer interrupted", consumer=consumer.durable, error=str(error))
             await asyncio.sleep(pause)

@@ -1,6 +1,7 @@
 """Reading lifecycle events from the stream: a replay, then what happens from now on."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator
 from datetime import UTC, datetime
 from typing import Final
@@ -51,14 +52,15 @@ async def read_events(
             consumer, pending = await _passing_consumer(connection, subject, last, start)
             if not follow and not pending:
                 return
-            async for raw in Pull(connection, consumer, batch=128).messages():
-                event = event_from(raw)
-                if event.sequence is not None:
-                    last = event.sequence
-                pause = 0.2
-                yield event
-                if not follow and not raw.metadata.num_pending:
-                    return
+            async with contextlib.aclosing(Pull(connection, consumer, batch=128).messages()) as messages:
+                async for raw in messages:
+                    event = event_from(raw)
+                    if event.sequence is not None:
+                        last = event.sequence
+                    pause = 0.2
+                    yield event
+                    if not follow and not raw.metadata.num_pending:
+                        return
         except (ConsumerLostError, Unavailable, TimeoutError, nats.errors.Error) as error:
             _log.info("event reader interrupted", error=str(error))
             await asyncio.sleep(pause)

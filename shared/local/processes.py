@@ -14,7 +14,7 @@ import shutil
 import signal as signals
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -162,10 +162,10 @@ class LocalProcesses:
         _check_id(id)
         await asyncio.to_thread(self._remove, id)
 
-    async def watch(self, resync: float = 10.0) -> AsyncIterator[ProcessStatus | Removed | Synced]:
+    async def watch(self, resync: float = 10.0) -> AsyncGenerator[ProcessStatus | Removed | Synced, None]:
         """What is there, then :class:`Synced`, then every change; never ends.
 
-        Several changes of one task in quick succession may come as the last of them.
+        Several changes of one task in quick succession may come as the last of them. Iterate under ``aclosing``.
 
         Args:
             resync: seconds after which everything is looked at again, should a wake-up have been lost.
@@ -175,8 +175,9 @@ class LocalProcesses:
             # Who watches will start something: by then the nursery is ready.
             await asyncio.to_thread(self._nursery.warm)
             await watcher.open()
-            async for change in watcher.changes():
-                yield change
+            async with contextlib.aclosing(watcher.changes()) as changes:
+                async for change in changes:
+                    yield change
         finally:
             watcher.close()
 

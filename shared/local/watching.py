@@ -4,7 +4,7 @@ import asyncio
 import os
 import secrets
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING
 
 import structlog
@@ -60,7 +60,7 @@ class Watcher:
         for id in tuple(self._keepers):
             self._forget_keeper(id)
 
-    async def changes(self) -> AsyncIterator[ProcessStatus | Removed | Synced]:
+    async def changes(self) -> AsyncGenerator[ProcessStatus | Removed | Synced, None]:
         """See :meth:`LocalProcesses.watch`."""
         synced = False
         everything = True

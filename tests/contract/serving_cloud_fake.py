@@ -1,7 +1,7 @@
 """A serving cloud in memory: forty lines that pass the same suite as the real ones."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
 
 from services.serving.cloud.port import Capabilities, Deployment, Gone, Observation, Seen, Synced, Work
@@ -41,7 +41,7 @@ class FakeServings:
     async def remove(self, uid: str) -> None:
         self._set({key: value for key, value in self.world.items() if key != uid})
 
-    async def watch(self) -> AsyncIterator[Observation]:
+    async def watch(self) -> AsyncGenerator[Observation, None]:
         told: dict[str, Observed] = {}
         synced = False
         while True:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +178,6 @@ class Watch:
 
     async def _read(self) -> None:
         watching = self._driver.watch()
-        assert isinstance(watching, AsyncGenerator)
         async with contextlib.aclosing(watching) as watch:
             async for seen in watch:
                 async with self._changed:

@@ -4,7 +4,7 @@ Its state (`FakeMachines`) outlives the driver, as that of a real cloud does.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from datetime import UTC, datetime
 
 import msgspec
@@ -152,7 +152,7 @@ class FakeCloud:
         start = max(len(log) + offset, 0) if offset < 0 else offset
         return LogPart(data=log[start : start + length], offset=start, size=len(log))
 
-    async def watch(self) -> AsyncIterator[Observation]:
+    async def watch(self) -> AsyncGenerator[Observation, None]:
         queue: asyncio.Queue[Ref] = asyncio.Queue()
         self.machines.watchers.add(queue)
         try:

@@ -4,7 +4,7 @@ Every call is idempotent, and derived from stored state: who calls may have died
 that can't be reached raises ``Unavailable``; that is never taken for an answer.
 """
 
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from typing import Any, Protocol
 
 import msgspec
@@ -136,8 +136,8 @@ class TrainingCloud(Protocol):
     async def logs(self, project: str, name: str, attempt: int, task: str, *, offset: int, length: int) -> LogPart:
         """A part of a task's log; a negative offset counts from the end. No log yet is an empty one."""
 
-    def watch(self) -> AsyncIterator[Observation]:
-        """What is there, then :class:`Synced`, then changes. It never ends."""
+    def watch(self) -> AsyncGenerator[Observation, None]:
+        """What is there, then :class:`Synced`, then changes. It never ends; iterate under ``aclosing``."""
 
     async def open_board(self, board: BoardPlan) -> str:
         """Start a TensorBoard unless it runs, and wait until it answers; its base URL.

@@ -1,6 +1,6 @@
 """What the serving room asks of a cloud: keep so many model servers of these versions behind one endpoint."""
 
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from typing import Any, Protocol
 
 import msgspec
@@ -95,8 +95,8 @@ class ServingCloud(Protocol):
     async def remove(self, uid: str) -> None:
         """End everything of a serving; what is gone is success. The watch tells ``Gone``."""
 
-    def watch(self) -> AsyncIterator[Observation]:
-        """What is there, then :class:`Synced`, then every change; never ends."""
+    def watch(self) -> AsyncGenerator[Observation, None]:
+        """What is there, then :class:`Synced`, then every change; never ends. Iterate under ``aclosing``."""
 
     def work(self) -> Mapping[str, Work]:
         """What the driver itself has to do in the replica that leads, by name; each runs for ever."""

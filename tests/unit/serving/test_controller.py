@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from datetime import UTC, datetime
 from typing import Any
 from unittest.mock import MagicMock
@@ -29,7 +29,7 @@ class Cloud:
         self.applying = asyncio.Event()
         self.shown = asyncio.Event()
 
-    async def watch(self) -> AsyncIterator[Observation]:
+    async def watch(self) -> AsyncGenerator[Observation, None]:
         yield Seen(uid="u", observed=OLD)
         yield Synced()
         await self.applying.wait()

@@ -9,7 +9,7 @@ import shutil
 import sys
 from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
-from typing import Final, cast
+from typing import Final
 
 import msgspec
 
@@ -38,8 +38,6 @@ _GRACE: Final = 2.0
 _INHERITED: Final = ("HOME", "LANG", "LD_LIBRARY_PATH", "PATH", "PYTHONDONTWRITEBYTECODE", "TMPDIR")
 _SOURCES: Final = Path(__file__).parents[4]
 _LOG_TAIL: Final = 4096
-
-_Change = local.ProcessStatus | local.Removed | local.Synced
 
 
 class LocalJobs:
@@ -114,8 +112,7 @@ class LocalJobs:
 
     async def watch(self) -> AsyncGenerator[Observation, None]:
         """See the port."""
-        watch = cast("AsyncGenerator[_Change, None]", self._processes.watch())
-        async with contextlib.aclosing(watch) as changes:
+        async with contextlib.aclosing(self._processes.watch()) as changes:
             async for change in changes:
                 match change:
                     case local.Synced():

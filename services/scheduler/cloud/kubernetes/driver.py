@@ -1,7 +1,7 @@
 """The Kubernetes training cloud: an attempt is a Service that owns a Job for each group of tasks."""
 
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Final
 
 import msgspec
@@ -235,7 +235,7 @@ class KubernetesTrainings:
         """See the port."""
         return await self._logs.read(project, name, attempt, task, offset=offset, length=length)
 
-    async def watch(self) -> AsyncIterator[Observation]:
+    async def watch(self) -> AsyncGenerator[Observation, None]:
         """See the port."""
         with self._freeing.watching() as told:
             watching = watch_attempts(self._cluster, self._setting.projects, self._setting.options, attempts=told)

@@ -1,12 +1,13 @@
 """The local driver: tasks under shims, resources from the ledger, directories at their mount paths."""
 
 import asyncio
+import contextlib
 import os
 import platform
 import re
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -296,28 +297,29 @@ class LocalCloud:
         path = self._layout.log(project, name, attempt, task)
         return await asyncio.to_thread(log_file.read, path, offset, length)
 
-    async def watch(self) -> AsyncIterator[Observation]:
+    async def watch(self) -> AsyncGenerator[Observation, None]:
         """Attempts as their processes come, change and go."""
         shown: dict[tuple[str, str, int], dict[str, Task]] = {}
-        async for change in self._processes.watch():
-            if isinstance(change, spec.Synced):
-                yield Synced()
-                continue
-            identity = parse_process_id(change.id)
-            if identity is None:
-                continue
-            key = (identity.project, identity.name, identity.attempt)
-            tasks = shown.setdefault(key, {})
-            if isinstance(change, spec.Removed):
-                tasks.pop(identity.task, None)
-            elif (task := await self._task(change)) is not None:
-                tasks[identity.task] = task
-            if tasks:
-                yield AttemptSeen(project=key[0], name=key[1], attempt=key[2], tasks=tuple(tasks.values()))
-            else:
-                del shown[key]
-                self._placements.pop(self._layout.placement(*key), None)
-                yield AttemptGone(project=key[0], name=key[1], attempt=key[2])
+        async with contextlib.aclosing(self._processes.watch()) as changes:
+            async for change in changes:
+                if isinstance(change, spec.Synced):
+                    yield Synced()
+                    continue
+                identity = parse_process_id(change.id)
+                if identity is None:
+                    continue
+                key = (identity.project, identity.name, identity.attempt)
+                tasks = shown.setdefault(key, {})
+                if isinstance(change, spec.Removed):
+                    tasks.pop(identity.task, None)
+                elif (task := await self._task(change)) is not None:
+                    tasks[identity.task] = task
+                if tasks:
+                    yield AttemptSeen(project=key[0], name=key[1], attempt=key[2], tasks=tuple(tasks.values()))
+                else:
+                    del shown[key]
+                    self._placements.pop(self._layout.placement(*key), None)
+                    yield AttemptGone(project=key[0], name=key[1], attempt=key[2])
 
     async def _task(self, status: ProcessStatus) -> Task | None:
         identity = parse_process_id(status.id)

@@ -1,6 +1,6 @@
 """The Kubernetes serving cloud: a Deployment behind a Service for each serving, in the namespace of its project."""
 
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from typing import Final, TypeVar
 
 import structlog
@@ -174,7 +174,7 @@ class KubernetesServings:
         self._autoscaled.discard(uid)
         self._ring()
 
-    async def watch(self) -> AsyncIterator[Observation]:
+    async def watch(self) -> AsyncGenerator[Observation, None]:
         """See the port."""
         told: dict[str, Observed] = {}
         services: Mirror[SeenService] = Mirror()

@@ -5,9 +5,10 @@ goes on where it was; what shall run is told by :meth:`LocalServings.apply`, and
 """
 
 import asyncio
+import contextlib
 import shutil
 import signal
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -101,7 +102,7 @@ class LocalServings:
         self._removed.add(uid)
         self._wake.ring()
 
-    async def watch(self) -> AsyncIterator[Observation]:
+    async def watch(self) -> AsyncGenerator[Observation, None]:
         """See the port."""
         bell = Wake()
         self._bells.add(bell)
@@ -139,8 +140,9 @@ class LocalServings:
             await asyncio.gather(*self._stopping.values(), return_exceptions=True)
 
     async def _listen(self) -> None:
-        async for _ in self._processes.watch():
-            self._wake.ring()
+        async with contextlib.aclosing(self._processes.watch()) as changes:
+            async for _ in changes:
+                self._wake.ring()
 
     async def _pass(self) -> None:
         """One look at everything, and the next step for each serving."""
