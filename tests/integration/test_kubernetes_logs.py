@@ -32,6 +32,7 @@ from tests.support.kube_logs import SECOND
 from tests.support.kube_rights import ChartRights
 from tests.support.kube_server import KubeServer
 from tests.support.logs_in_memory import Outage
+from tests.support.rooms import until
 from tests.support.servers import FreshDatabase
 
 KEY = AttemptKey("search", "ctr-7", 1)
@@ -327,6 +328,8 @@ async def test_only_so_much_of_a_flood_is_kept(server: KubeServer, cluster: Clus
     lines = b"".join(b"%07d %s\n" % (number, b"x" * 90) for number in range(20_000))
     await task.write(lines, T)
     async with replica(cluster, store, limit=2**19) as logs:
+        # A reader of the beginning is answered as soon as there is one: all of it has come when the end has.
+        await until(lambda: logs.read(*LOG, offset=-1, length=1), lambda end: end.size == len(lines))
         part = await logs.read(*LOG, offset=0, length=100)
         assert part.size == len(lines)
         assert 2**17 <= part.size - part.offset <= 2**19
