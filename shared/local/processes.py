@@ -333,11 +333,13 @@ def end_all(home: Path, grace: float = 5.0) -> int:
     """
     everything = (home / "processes").resolve()
     rooms = [LocalProcesses(path) for path in everything.glob("*") if path.is_dir()]
+    asked = 0
     running: dict[int, ProcessStatus] = {}
     for room in rooms:
         for id in room.ids():
             status = room._ask_to_stop(id, grace)
             if status is not None and not status.finished:
+                asked += 1
                 descriptor = open_pidfd(status.shim)
                 if descriptor is not None:
                     running[descriptor] = status
@@ -350,7 +352,7 @@ def end_all(home: Path, grace: float = 5.0) -> int:
     kill_marked(str(everything), beneath=True)
     for room in rooms:
         room._list("")  # finalises those whose keeper had to be killed
-    return len(running)
+    return asked
 
 
 @contextlib.contextmanager
