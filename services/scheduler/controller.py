@@ -15,7 +15,7 @@ import structlog
 
 from services.scheduler.admission import admit
 from services.scheduler.changes import Changes
-from services.scheduler.cloud.port import AttemptGone, AttemptSeen, Launch, Synced, TrainingCloud
+from services.scheduler.cloud.port import AttemptGone, AttemptSeen, Launch, Observation, Synced, TrainingCloud
 from services.scheduler.errors import CannotLaunch, NoRoomLeft, WrongState
 from services.scheduler.metrics import note_active, note_failed_call
 from services.scheduler.model import (
@@ -87,23 +87,24 @@ class Controller:
         """Take down what the cloud shows, as it comes; never ends."""
         self._see_nothing()
         async with contextlib.aclosing(self._cloud.watch()) as watch:
-            async for seen in watch:
-                match seen:
-                    case Synced():
-                        self._synced = True
-                        self._wake.ring()
-                    case AttemptSeen():
-                        key = (seen.project, seen.name)
-                        self._shown.setdefault(key, {})[seen.attempt] = seen
-                        self._news[key, seen.attempt] = seen
-                        self._new.ring()
-                    case AttemptGone():
-                        key = (seen.project, seen.name)
-                        attempts = self._shown.get(key, {})
-                        attempts.pop(seen.attempt, None)
-                        if not attempts:
-                            self._shown.pop(key, None)
-                        self._wake.ring()
+            async for observation in watch:
+                self._take(observation)
+
+    def _take(self, observation: Observation) -> None:
+        match observation:
+            case Synced():
+                self._synced = True
+                self._wake.ring()
+            case AttemptSeen(project=project, name=name, attempt=attempt):
+                self._shown.setdefault((project, name), {})[attempt] = observation
+                self._news[(project, name), attempt] = observation
+                self._new.ring()
+            case AttemptGone(project=project, name=name, attempt=attempt):
+                attempts = self._shown.get((project, name), {})
+                attempts.pop(attempt, None)
+                if not attempts:
+                    self._shown.pop((project, name), None)
+                self._wake.ring()
 
     def _see_nothing(self) -> None:
         self._shown.clear()
@@ -188,10 +189,10 @@ class Controller:
             self._settled = True
         plan = reconcile(
             [row.desired for row in active],
-            shown,
             now(),
+            shown_before=shown,
             shown_after=self._look(),
-            synced=synced and self._synced,
+            synced=self._synced,
         )
         for action in plan.actions:
             await self._do(action)

@@ -72,26 +72,28 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 def reconcile(
     desired: Sequence[Desired],
-    shown: Mapping[Key, Collection[Shown]],
     now: datetime,
     *,
+    shown_before: Mapping[Key, Collection[Shown]],
     shown_after: Mapping[Key, Collection[Shown]],
     synced: bool,
 ) -> Plan:
     """Compare rows and cloud.
 
     Args:
-        desired: every active row, read after ``shown`` was.
-        shown_after: what was shown when the rows had been read. An attempt may have been shown, and its row have
-            learned that it runs, in between.
-        synced: the cloud has shown all there is. Before that, what is not shown may well be there.
+        desired: every active row.
+        shown_before: what was shown before the rows were read: a row is there before anything of it is, so what has
+            none is nobody's.
+        shown_after: what was shown when they had been read: a row that says that it runs has been shown by then, so
+            what is not there has gone.
+        synced: the cloud has shown, by then, all there is. Before that, what is not shown may well be there.
     """
     actions: list[Action] = []
     again_at: datetime | None = None
     wanted: set[tuple[Key, int]] = set()
 
     for row in desired:
-        there = {each.attempt: each for each in shown.get(row.key, ())}
+        there = {each.attempt: each for each in shown_after.get(row.key, ())}
         if row.holding:
             wanted.add((row.key, row.attempt))
         if row.deadline_at is not None:
@@ -103,8 +105,7 @@ def reconcile(
             if row.attempt not in there or there[row.attempt].tasks < row.tasks:
                 actions.append(_act("launch", row, row.attempt))
         elif row.state == "running":
-            after = {each.attempt for each in shown_after.get(row.key, ())}
-            if synced and row.attempt not in there and row.attempt not in after:
+            if synced and row.attempt not in there:
                 actions.append(_act("vanished", row, row.attempt))
         elif row.holding:
             actions.append(_act("free", row, row.attempt))
@@ -112,7 +113,7 @@ def reconcile(
     # What nobody asks for: a row that is gone, an attempt that was given up while it was being launched.
     actions.extend(
         Action(what="free", project=key[0], name=key[1], attempt=each.attempt)
-        for key, attempts in shown.items()
+        for key, attempts in shown_before.items()
         for each in attempts
         if (key, each.attempt) not in wanted
     )

@@ -7,7 +7,7 @@ from typing import Final
 import structlog
 
 from services.serving import store
-from services.serving.cloud.port import Deployment, Gone, Seen, ServingCloud, Synced
+from services.serving.cloud.port import Deployment, Gone, Observation, Seen, ServingCloud, Synced
 from services.serving.handlers import Handlers
 from services.serving.model import Located, Observed, StoredServing, Unservable
 from services.serving.reconcile import reconcile
@@ -58,15 +58,18 @@ class Controller:
         self._synced = False
         async with contextlib.aclosing(self._cloud.watch()) as watch:
             async for observation in watch:
-                match observation:
-                    case Synced():
-                        self._synced = True
-                    case Seen(uid=uid, observed=observed):
-                        self._seen[uid] = observed
-                        await self._tell(uid)
-                    case Gone(uid=uid):
-                        self._seen.pop(uid, None)
+                await self._take(observation)
                 self._wake.ring()
+
+    async def _take(self, observation: Observation) -> None:
+        match observation:
+            case Synced():
+                self._synced = True
+            case Seen(uid=uid, observed=observed):
+                self._seen[uid] = observed
+                await self._tell(uid)
+            case Gone(uid=uid):
+                self._seen.pop(uid, None)
 
     async def _round(self) -> None:
         await self._wake.wait(_RESYNC)

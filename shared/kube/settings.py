@@ -76,8 +76,10 @@ class ProjectSettings(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if problem := pattern_problem(self.kubernetes_project_namespace):
             raise Unsupported(f"ELEARN_KUBERNETES_PROJECT_NAMESPACE: {problem}")
-        _check("ELEARN_KUBERNETES_PROJECTS", self.kubernetes_projects)
-        _check("ELEARN_KUBERNETES_ROOT_PROJECTS", [each for each in self.kubernetes_root_projects if each != "*"])
+        _check_projects("ELEARN_KUBERNETES_PROJECTS", self.kubernetes_projects)
+        _check_projects(
+            "ELEARN_KUBERNETES_ROOT_PROJECTS", [each for each in self.kubernetes_root_projects if each != "*"]
+        )
 
     def namespace_of(self, project: str) -> str:
         """The namespace of a project."""
@@ -106,7 +108,7 @@ class ProjectSettings(msgspec.Struct, frozen=True, kw_only=True):
         return tuple(self.namespace_of(project) for project in self.kubernetes_projects) or (None,)
 
 
-def _check(variable: str, projects: Iterable[str]) -> None:
+def _check_projects(variable: str, projects: Iterable[str]) -> None:
     for project in projects:
         if not re.fullmatch(NAME_PATTERN, project):
             raise Unsupported(

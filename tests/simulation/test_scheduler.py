@@ -163,7 +163,7 @@ class World:
         self.synced = True
 
     def round(self) -> None:
-        synced, before = self.synced, dict(self.shown)
+        before = self.shown
         while self.hostile and self.dice.random() < 0.6:  # the rows take a while to be read, and the world goes on
             self.dice.choice((self.look, self.deliver))()
         active = [one for one in self.rows.values() if one.active]
@@ -179,7 +179,7 @@ class World:
             )
             for one in active
         ]
-        plan = reconcile(desired, before, self.now, shown_after=self.shown, synced=synced)
+        plan = reconcile(desired, self.now, shown_before=before, shown_after=self.shown, synced=self.synced)
         for action in plan.actions:
             if action.what == "vanished":
                 there = (action.key, action.attempt) in self.cloud.running

@@ -38,9 +38,6 @@ class ClusterLife:
             a condition that says why not.
         binding: claims are bound as soon as they are made.
         deploying: pods of Deployments run and are ready at once.
-
-    Attributes:
-        jobs: the controller of Jobs, which may be made to refuse pods.
     """
 
     def __init__(
@@ -49,7 +46,7 @@ class ClusterLife:
         self.store = store
         self.binding = binding
         self.deploying = deploying
-        self.jobs = JobController(store)
+        self._jobs = JobController(store)
         self._status = PodStatus(store)
         self._scheduler = PodScheduler(store) if scheduling else None
         self._deployments = DeploymentController(store, self._status, self._scheduler)
@@ -105,11 +102,11 @@ class ClusterLife:
 
     def pods(self, job: str, *, namespace: str = "default") -> list[Document]:
         """The pods of a Job that have not been deleted, by index."""
-        return self.jobs.pods(job, namespace)
+        return self._jobs.pods(job, namespace)
 
     def pod(self, job: str, index: int = 0, *, namespace: str = "default") -> Document:
         """The newest pod of a Job's index."""
-        return self.jobs.pod(job, index, namespace)
+        return self._jobs.pod(job, index, namespace)
 
     def run(self, job: str, index: int | None = None, *, ready: bool = True, namespace: str = "default") -> None:
         """Pods of a Job run: all of them, or one."""
@@ -178,7 +175,7 @@ class ClusterLife:
     def _written(self, resource: Resource, before: Document | None, after: Document | None) -> None:
         """One after the other, as controllers work, though all at once for whoever wrote."""
         if resource == PODS:
-            self.jobs.index(before, after)
+            self._jobs.index(before, after)
         self._news.append((resource, before, after))
         if self._working:
             return
@@ -194,14 +191,14 @@ class ClusterLife:
         if after is not None and self.store.find(resource, about["name"], about.get("namespace", "")) is not after:
             return  # there is newer news of it
         if resource == JOBS and after is not None:
-            self.jobs.follow(after)
+            self._jobs.follow(after)
         elif resource == PODS:
             if self._scheduler is not None:
                 if after is not None and before is None:
                     self._scheduler.schedule(after)
                 elif after is None or after["status"]["phase"] in ("Succeeded", "Failed"):
                     self._scheduler.place_the_rest()
-            self.jobs.follow_pod(before, after)
+            self._jobs.follow_pod(before, after)
         elif resource == PERSISTENT_VOLUME_CLAIMS and before is None and after is not None and self.binding:
             self.bind(after["metadata"]["name"], namespace=after["metadata"]["namespace"])
         elif resource == PERSISTENT_VOLUME_CLAIMS and before is not None and after is None:

@@ -334,20 +334,25 @@ def act(what: Literal["launch", "free", "vanished", "deadline"], attempt: int = 
 )  # fmt: skip
 def test_reconcile(rows: list[Desired], shown: list[Shown], synced: bool, expected: list[Action]) -> None:
     there = {("p", "t"): shown} if shown else {}
-    plan = reconcile(rows, there, at(0), shown_after=there, synced=synced)
+    plan = reconcile(rows, at(0), shown_before=there, shown_after=there, synced=synced)
     assert list(plan.actions) == expected
 
 
 def test_what_was_shown_while_the_rows_were_read_has_not_vanished() -> None:
     there = {("p", "t"): [Shown(attempt=1, tasks=2)]}
-    assert reconcile([wants("running")], {}, at(0), shown_after=there, synced=True) == Plan(actions=())
-    assert reconcile([wants("running")], there, at(0), shown_after={}, synced=True) == Plan(actions=())
+    plan = reconcile([wants("running")], at(0), shown_before={}, shown_after=there, synced=True)
+    assert plan == Plan(actions=())
+
+
+def test_what_is_shown_while_the_rows_are_read_may_have_a_row_by_now() -> None:
+    there = {("p", "t"): [Shown(attempt=1, tasks=2)]}
+    assert reconcile([], at(0), shown_before={}, shown_after=there, synced=True) == Plan(actions=())
 
 
 def test_reconcile_wakes_for_the_next_deadline() -> None:
     rows = [wants("running", deadline_at=at(9)), wants("running", deadline_at=at(5))]
     there = {("p", "t"): [Shown(attempt=1, tasks=2)]}
-    plan = reconcile(rows, there, at(0), shown_after=there, synced=True)
+    plan = reconcile(rows, at(0), shown_before=there, shown_after=there, synced=True)
     assert plan.again_at == at(5)
 
 
