@@ -63,6 +63,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         max_message_bytes: largest request, and largest tensor that a request may describe.
         connection_age_seconds: gRPC connections are told so long after they were made, without a call
             failing, to make a new one: so clients spread over servers that were added, and leave one that goes.
+            Only where a client has set gRPC's channel argument `grpc.enable_retries` to 0 may a call fail then
+            with UNAVAILABLE, begun by no server.
         grace_seconds: how long requests in flight may take to end after SIGTERM.
         ready_file: written, whole or not at all, with :class:`Report` when the state changes.
         inter_op_threads: threads that one run spreads its operations over; 0 runs them all in the
