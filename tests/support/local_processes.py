@@ -1,5 +1,6 @@
 """Small tasks for tests of the local cloud's machinery."""
 
+import asyncio
 import os
 import sys
 from collections.abc import Iterator
@@ -90,3 +91,10 @@ def pid_in(path: Path) -> int:
 
 def exists(path: Path) -> bool:
     return os.path.lexists(path)
+
+
+async def until_exists(path: Path, seconds: float = 10.0) -> None:
+    """Wait for a file that a task writes: it has no other way to tell us."""
+    async with asyncio.timeout(seconds):
+        while not path.exists() or not path.read_text():
+            await asyncio.sleep(0.005)
