@@ -5,7 +5,8 @@ import os
 import secrets
 import socket
 from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger(__name__)
 
+_QUEUE = Path("/proc/sys/net/unix/max_dgram_qlen")
+_QUEUE_BY_DEFAULT: Final = 10
+
 
 class Watcher:
     """Holds a socket that keepers write to, and a pidfd for each living keeper."""
@@ -27,6 +31,8 @@ class Watcher:
         self._loop = asyncio.get_running_loop()
         self._woken = asyncio.Event()
         self._dirty: set[str] = set()
+        self._queue = _length_of_queue()
+        self._overrun = False
         self._known: dict[str, ProcessStatus] = {}
         self._keepers: dict[str, int] = {}
         self._socket: socket.socket | None = None
@@ -68,7 +74,8 @@ class Watcher:
             self._woken.clear()
             ids = set(self._dirty)
             self._dirty.clear()
-            if everything:
+            if everything or self._overrun:
+                self._overrun = False
                 ids.update(await asyncio.to_thread(self._processes.ids), self._known)
             for id in sorted(ids):
                 change = await self._look(id)
@@ -121,14 +128,27 @@ class Watcher:
     def _received(self) -> None:
         if self._socket is None:
             return
+        count = 0
         while True:
             try:
                 id = self._socket.recv(1024).decode("utf-8", "replace")
             except BlockingIOError:
-                return
+                break
+            count += 1
             if is_id(id):
                 self._mark(id)
+        if count >= self._queue:  # it was full: senders may have given up
+            self._overrun = True
+            self._woken.set()
 
     def _mark(self, id: str) -> None:
         self._dirty.add(id)
         self._woken.set()
+
+
+def _length_of_queue() -> int:
+    """How many wake-ups wait for a reader that is busy; the rest is lost."""
+    try:
+        return int(_QUEUE.read_text())
+    except (OSError, ValueError):
+        return _QUEUE_BY_DEFAULT

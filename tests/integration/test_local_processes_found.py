@@ -1,6 +1,7 @@
 """Tasks that outlive who started them, or are lost: found again, watched, told apart from strangers."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -139,6 +140,18 @@ class TestServices:
         assert seen[:2] == [("a", "exited"), ("b", "running")]
         assert type(seen[2]).__name__ == "Synced"
         assert ("c", "exited") in seen
+
+    async def test_wake_ups_that_found_no_room_are_made_up_for(self, home: Home) -> None:
+        async with asyncio.timeout(20):
+            async with contextlib.aclosing(home.processes.watch(resync=3600)) as watch:
+                assert type(await anext(watch)).__name__ == "Synced"
+                for _ in range(600):  # the loop is busy meanwhile: most find the queue full
+                    home.processes.tell_watchers("nobody")
+                gone = ProcessIdentity(pid=2**22 - 1, started=1, boot=boot_id())
+                record(home, ProcessStatus(id="a", state="exited", shim=gone, exit_code=3))
+                told = await anext(watch)
+        assert isinstance(told, ProcessStatus)
+        assert (told.id, told.exit_code) == ("a", 3)
 
     async def test_a_path_longer_than_a_socket_s_name_is_fine(self, tmp_path: Path) -> None:
         deep = Home(tmp_path.joinpath(*["d" * 60] * 4))
