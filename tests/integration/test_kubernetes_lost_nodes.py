@@ -26,7 +26,7 @@ async def it() -> AsyncIterator[TrainingCluster]:
 
 async def stuck(it: TrainingCluster, monkeypatch: pytest.MonkeyPatch, seconds: float) -> KubernetesTrainings:
     """A driver whose training runs on a node that ends nothing any more."""
-    monkeypatch.setattr(module, "_GONE_SECONDS", 0.2)
+    monkeypatch.setattr(module, "_GONE_SECONDS", 1.0)
     options = type(IMPATIENT)(kubernetes_lost_node_seconds=seconds)
     driver, launch = it.driver(LogsInMemory(), grace=0.1, options=options), launch_of(roles=TWO)
     await driver.launch(launch)

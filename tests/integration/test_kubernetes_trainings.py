@@ -311,6 +311,13 @@ async def test_a_server_in_trouble_is_told_again_to_delete(it: TrainingCluster, 
     assert it.left() == {}
 
 
+@pytest.fixture
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deleting waits for logs until they are read, as long as a busy machine takes."""
+    monkeypatch.setattr(module, "_OPEN_SECONDS", 5.0)
+
+
+@pytest.mark.usefixtures("unhurried")
 async def test_what_the_watch_told_is_deleted_before_anything_is_asked(it: TrainingCluster) -> None:
     driver, launch = it.driver(LogsInMemory(), background=False), gang()
     await driver.launch(launch)
@@ -350,12 +357,13 @@ async def test_what_the_watch_did_not_tell_is_freed_all_the_same(it: TrainingClu
     assert it.left() == {}
 
 
+@pytest.mark.usefixtures("unhurried")
 @pytest.mark.parametrize("watched", [True, False])
 async def test_no_log_is_lost_while_the_database_is_away(
     it: TrainingCluster, monkeypatch: pytest.MonkeyPatch, watched: bool
 ) -> None:
     """What runs is ended all the same, what has ended stays, and who freed is no leader any more for a while."""
-    monkeypatch.setattr(module, "_GONE_SECONDS", 0.2)
+    monkeypatch.setattr(module, "_GONE_SECONDS", 1.0)
     store = Outage(LogsInMemory())
     driver, launch = it.driver(store, grace=0.1, background=False), gang()
     await driver.launch(launch)
@@ -371,7 +379,7 @@ async def test_no_log_is_lost_while_the_database_is_away(
         assert it.kubelet.running(launch) == []
         assert it.left()["Pod"] == 1, "the chief, whose log was not read"
         store.away = False
-        monkeypatch.undo()
+        monkeypatch.setattr(module, "_GONE_SECONDS", 20.0)
         await driver.free("p", "t-1", 1)
     assert it.left() == {}
     for task in launch.plan:
@@ -379,12 +387,13 @@ async def test_no_log_is_lost_while_the_database_is_away(
         assert part.data == b"hello\n"
 
 
+@pytest.mark.usefixtures("unhurried")
 @pytest.mark.parametrize("watched", [True, False])
 async def test_the_pod_of_a_task_that_has_just_ended_is_left_until_its_log_is_read(
     it: TrainingCluster, monkeypatch: pytest.MonkeyPatch, watched: bool
 ) -> None:
     """Its node says a second later that the pod has ended too; a Job that is held back would delete it until then."""
-    monkeypatch.setattr(module, "_GONE_SECONDS", 0.2)
+    monkeypatch.setattr(module, "_GONE_SECONDS", 1.0)
     store = Outage(LogsInMemory())
     driver, launch = it.driver(store, grace=0.1, background=False), gang()
     await driver.launch(launch)
@@ -402,7 +411,7 @@ async def test_the_pod_of_a_task_that_has_just_ended_is_left_until_its_log_is_re
         left = {task_of(pod["metadata"]["labels"]): pod["metadata"] for pod in it.store.all(PODS, NAMESPACE)}
         assert ["deletionTimestamp" in left[task] for task in (("chief", 0), ("ps", 0))] == [False, True]
         it.kubelet.obeys, store.away = True, False
-        monkeypatch.undo()
+        monkeypatch.setattr(module, "_GONE_SECONDS", 20.0)
         for name in [about["name"] for task, about in left.items() if task != ("chief", 0)]:
             it.store.finish(PODS, name, NAMESPACE)
         it.life.ended(it.store.need(PODS, chief["metadata"]["name"], NAMESPACE))
@@ -425,7 +434,7 @@ async def test_a_right_that_is_missing_for_freeing_is_named(it: TrainingCluster)
 async def test_pods_that_do_not_end_are_not_taken_for_gone(
     it: TrainingCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_GONE_SECONDS", 0.2)
+    monkeypatch.setattr(module, "_GONE_SECONDS", 1.0)
     driver, launch = it.driver(LogsInMemory(), grace=0.1), gang()
     await driver.launch(launch)
     await until_running(driver, launch)

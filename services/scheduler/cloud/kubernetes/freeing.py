@@ -201,6 +201,8 @@ class Freeing:
                     if left.synced and not len(left):
                         return
         except TimeoutError:
+            if not left.synced:
+                raise Unavailable("the cluster does not tell which pods are left", retry=5) from None
             await self._give_up_or_wait(list(left))
 
     async def _give_up_or_wait(self, left: Sequence[Pod]) -> NoReturn:

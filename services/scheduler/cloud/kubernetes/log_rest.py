@@ -48,12 +48,13 @@ class Rest:
         self._room = room
         self._limit = limit
         self._tasks: dict[str, asyncio.Task[bool]] = {}
+        self._keeping: set[asyncio.Task[None]] = set()
         self._opened: list[asyncio.Event] = []
 
     @property
     def reading(self) -> bool:
         """Something is still read, or waits to be stored."""
-        return any(not work.done() for work in self._tasks.values())
+        return any(not work.done() for work in (*self._tasks.values(), *self._keeping))
 
     async def open(self, found: Sequence[Writer], *, within: float) -> None:
         """Begin to read what is not being read yet; returns when all streams are open, or after so many seconds.
@@ -87,12 +88,15 @@ class Rest:
         Raises:
             Unavailable: the store is away; what came is held until it is back.
         """
-        if self._tasks:
-            await asyncio.wait(self._tasks.values(), timeout=timeout)
+        if self.reading:
+            await asyncio.wait((*self._tasks.values(), *self._keeping), timeout=timeout)
+        away = Unavailable("logs wait to be stored: the database is away", retry=2)
         if self._store.away:
-            raise Unavailable("logs wait to be stored: the database is away", retry=2)
+            raise away
         ended = {task for task, work in self._tasks.items() if work.done()}
-        await self.aclose()
+        await self._end_streams()
+        if self.reading:  # the database went at this very moment
+            raise away
         lacking = tuple(task for task, work in self._tasks.items() if task not in ended or not _result(work))
         if lacking:
             _log.warning("logs of tasks may lack their ends", training=self._key, tasks=lacking)
@@ -104,6 +108,13 @@ class Rest:
 
     async def aclose(self) -> None:
         """End the streams; what they brought is stored, unless the store is away."""
+        await self._end_streams()
+        for keeping in self._keeping:
+            keeping.cancel()
+        await asyncio.gather(*self._keeping, return_exceptions=True)
+
+    async def _end_streams(self) -> None:
+        """Read no further; what could not be stored in a moment is held on."""
         left = {work for work in self._tasks.values() if not work.done()}
         for work in left:
             work.cancel()
@@ -209,13 +220,18 @@ class Rest:
             await asyncio.wait({keeping})
         except BaseException:
             await held.end()
+            self._keeping.add(keeping)
+            keeping.add_done_callback(self._kept)
             await asyncio.wait({keeping}, timeout=_KEEP_SECONDS)
-            keeping.cancel()
-            await asyncio.gather(keeping, return_exceptions=True)
             raise
         keeping.result()
         if problem is not None:
             raise problem
+
+    def _kept(self, keeping: asyncio.Task[None]) -> None:
+        self._keeping.discard(keeping)
+        if not keeping.cancelled() and (error := keeping.exception()) is not None:
+            _log.info("the rest of a log can't be had", training=self._key, what=keeping.get_name(), error=repr(error))
 
     async def _keep(self, log: LogKey, writer: Writer, heads: Known, held: Held) -> None:
         """Store what a stream brings, until it ends."""
