@@ -60,14 +60,14 @@ async def test_an_agent_that_nobody_asks_ends_but_not_while_it_works(unused_tcp_
         asyncio.run_coroutine_threadsafe(release.wait(), loop).result(10)
         raise Conflict("done, and badly")
 
-    agent = Agent(slow, token_digest=digest_of(TOKEN), idle_seconds=0.1)
+    agent = Agent(slow, token_digest=digest_of(TOKEN), idle_seconds=1.0)
     running = asyncio.create_task(agent.run("127.0.0.1", unused_tcp_port))
     await asyncio.sleep(0)
     async with asyncio.timeout(10):
         while True:
             try:
                 asking = asyncio.create_task(ask(f"http://127.0.0.1:{unused_tcp_port}/", TOKEN, {}))
-                await asyncio.wait({asking}, timeout=0.3)  # longer than it would idle
+                await asyncio.wait({asking}, timeout=1.5)  # longer than it would idle
                 assert not running.done()
                 release.set()
                 assert "done, and badly" in str((await asking)["problem"])

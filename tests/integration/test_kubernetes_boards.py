@@ -246,7 +246,7 @@ EMPTY = {"exitCode": 1, "message": "/usr/bin/python3: No module named tensorboar
 async def test_what_a_board_waits_for_is_said(
     bench: Bench, status: Document, error: type[Exception], words: str
 ) -> None:
-    boards = Boards(bench.cluster, SETTINGS, FORWARD, Projects(bench.cluster, SETTINGS), patience=0.3)
+    boards = Boards(bench.cluster, SETTINGS, FORWARD, Projects(bench.cluster, SETTINGS), patience=1.0)
     opening = asyncio.create_task(boards.open(BOARD))
     async with asyncio.timeout(5):
         while not bench.pods:

@@ -327,6 +327,6 @@ class TestStop:
         await home.processes.start("c", home.shell("trap '' TERM; while :; do sleep 0.05; done"))
         await home.processes.start("d", home.shell("exit 0"))
         await home.processes.wait("d", 10)
-        assert await asyncio.to_thread(end_all, home.home, 0.2) == 3
+        assert await asyncio.to_thread(end_all, home.home, 1.0) == 3
         assert {status.state for status in await home.processes.list()} == {"exited"}
         assert await asyncio.to_thread(end_all, home.home) == 0

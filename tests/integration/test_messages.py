@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import msgspec
 import nats
+import nats.errors
 import pytest
 
 from shared import context
@@ -15,6 +16,7 @@ from shared.bus import Bus, Connection, Consumer, Message
 from shared.bus.consume import run_consumer
 from shared.bus.streams import ensure_streams
 from shared.contracts.event import STREAM, Event
+from shared.errors import Unavailable
 from shared.outbox import Outbox, Relay
 from shared.postgres import Database, Transaction
 from shared.supervise import Supervisor, Wake
@@ -221,7 +223,10 @@ async def _up(connection: Connection) -> Connection:
 
 async def _ensure(connection: Connection) -> bool:
     await ensure_streams(connection)
-    return (await connection.jetstream().stream_info(STREAM)).state.messages >= 4
+    try:
+        return (await connection.jetstream().stream_info(STREAM)).state.messages >= 4
+    except nats.errors.Error as error:  # it is still reading what it had stored
+        raise Unavailable(str(error)) from error
 
 
 def _remove(folder: Path) -> None:

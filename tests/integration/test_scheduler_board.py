@@ -49,7 +49,7 @@ async def test_a_board_opens_after_the_end_and_closes_when_nobody_looks(
         volume = LocalVolume(path=str(tmp_path / "runs"))
         return MountReply(datastores=(MountableDatastore(name="runs", volume=volume, read_only=False),))
 
-    environ = {"ELEARN_HOME": str(home), "ELEARN_BOARD_IDLE": "2"}
+    environ = {"ELEARN_HOME": str(home), "ELEARN_BOARD_IDLE": "5"}
     processes = LocalProcesses(processes_root(home, "scheduler"))
     async with (
         answering(clean_nats, "datastore", {datastore.MOUNT: mount}),
@@ -65,14 +65,14 @@ async def test_a_board_opens_after_the_end_and_closes_when_nobody_looks(
         board = await opened(bus)
         async with httpx.AsyncClient(base_url=board.url, timeout=20) as client:
             assert (await client.get(f"{PREFIX}/data/runs")).json() == []
+            assert (await opened(bus)).url == board.url
             assert (await client.get("/data/runs")).status_code == 404
-        assert (await opened(bus)).url == board.url
         (before,) = await processes.list("b.")
 
         async def boards() -> int:
             return len(await processes.list("b."))
 
-        await until(boards, lambda count: count == 0, timeout=20)
+        await until(boards, lambda count: count == 0, timeout=30)
 
         again = await opened(bus)
         (after,) = await processes.list("b.")

@@ -173,6 +173,15 @@ class EmbeddedPostgres(_Process):
             self.stop()
             raise RuntimeError(f"PostgreSQL did not start: {self.log.read_text()[-2000:]}") from None
 
+    def kill(self) -> None:
+        """kill -9; its backends end by themselves a moment later, and answer until then."""
+        super().kill()
+        deadline = time.monotonic() + 30
+        while left := postgres.processes(self._place.data):
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"PostgreSQL's backends do not end: {[each.pid for each in left]}")
+            time.sleep(0.01)
+
 
 def docker_has(image: str) -> bool:
     """Whether a Docker engine can be used from here, and holds the image or can pull it."""

@@ -216,7 +216,7 @@ async def test_patience_ends(server: KubeServer) -> None:
 
 
 async def test_a_server_that_does_not_answer_is_given_up(server: KubeServer) -> None:
-    async with client(server, kubernetes_timeout=0.05, kubernetes_patience=0.1) as cluster:
+    async with client(server, kubernetes_timeout=0.5, kubernetes_patience=0.6) as cluster:
         server.fail(what="hang", times=100)
         with pytest.raises(Unreachable, match="no answer in time"):
             await cluster.get(PODS, "a", Pod)

@@ -313,7 +313,7 @@ async def test_a_missing_right_is_named_and_waited_for(server: KubeServer, clust
 
 
 async def test_silence_is_taken_for_a_dead_connection(server: KubeServer, cluster: Cluster) -> None:
-    async with reading(cluster, pace=Pace(first=0.001, longest=0.01, idle=0.05)) as reader:
+    async with reading(cluster, pace=Pace(first=0.001, longest=0.01, idle=0.5)) as reader:
         await reader.next()
         while server.asked("GET", "/pods$", watch=True) < 3:
             await asyncio.sleep(0.005)
