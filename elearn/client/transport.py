@@ -23,7 +23,9 @@ Content = Callable[[], Iterable[bytes]]
 """Makes a request's body anew for every try."""
 
 REFUSED_PATIENCE: Final = 5.0
-"""Seconds to go on trying where nothing listens: a gateway that is being restarted is back sooner."""
+"""Seconds to go on trying where nothing listens."""
+RESTART_PATIENCE: Final = 20.0
+"""The same where somebody did before: a gateway that is being restarted is back sooner."""
 _MOST_PROBLEM_BYTES: Final = 1 << 20
 _LONGEST_LINE: Final = 1 << 20
 _TIMEOUT: Final = httpx.Timeout(60.0, connect=5.0)
@@ -44,6 +46,7 @@ class Transport:
     ) -> None:
         self.connection = connection
         self._patience = patience
+        self._reached = False
         self._http = httpx.Client(
             base_url=connection.url,
             headers={"Authorization": f"Bearer {connection.token}", "User-Agent": "elearn-client"},
@@ -189,6 +192,7 @@ class Transport:
                 timeout=timeout,
             ) as response,
         ):
+            self._reached = True
             yield response
 
     @contextlib.contextmanager
@@ -213,15 +217,20 @@ class Transport:
     def _retried(self, once: Callable[[], T]) -> T:
         """Call ``once`` until it succeeds, or is refused, or patience ends."""
         began = time.monotonic()
+        refused_since: float | None = None
         tries = 0
 
         def pause(error: Exception) -> bool | float:
-            nonlocal tries
+            nonlocal tries, refused_since
             if not isinstance(error, Unavailable):
                 return False
+            now = time.monotonic()
+            left = self._patience - (now - began)
             refused = isinstance(error, Unreachable)
-            patience = min(self._patience, REFUSED_PATIENCE) if refused else self._patience
-            left = patience - (time.monotonic() - began)
+            if refused:
+                refused_since = now if refused_since is None else refused_since
+                patience = RESTART_PATIENCE if self._reached else REFUSED_PATIENCE
+                left = min(left, patience - (now - refused_since))
             if left <= 0:
                 return False
             tries += 1

@@ -6,6 +6,7 @@ import fcntl
 import os
 import re
 import secrets
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from shared.local.identity import ProcessIdentity, identify
 DEFAULT_PORT = 8470
 _FIRST_BYTES, _LATER_BYTES = 256 * 2**20, 32 * 2**20
 """Room that must be left when a home is made, and whenever it is brought up again."""
+_LOOKS = (0.001, 0.005, 0.02, 0.05)
 _PASSWORD = re.compile(r"[A-Za-z0-9_-]{16,}")
 
 
@@ -115,12 +117,10 @@ class Home:
         """
         descriptor = os.open(self.lock, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not _owned(descriptor):
                 raise AlreadyRunningError(
                     f"elearn is already up in {self.root}: see `elearn status`, or end it with `elearn down`"
-                ) from None
+                )
             os.truncate(descriptor, 0)
             if supervise:
                 os.pwrite(descriptor, msgspec.json.encode(identify(os.getpid())), 0)
@@ -175,6 +175,18 @@ class Home:
         if wanted != known:
             write_atomically(self.secrets, msgspec.json.format(msgspec.json.encode(wanted)) + b"\n")
         return wanted
+
+
+def _owned(descriptor: int) -> bool:
+    """Take a home's lock; who only looks whether it is taken holds it for a moment too."""
+    for pause in _LOOKS:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(pause)
+        else:
+            return True
+    return False
 
 
 def _passwords(names: Sequence[str]) -> dict[str, str]:

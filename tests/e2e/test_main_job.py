@@ -404,7 +404,12 @@ def test_stop_frees_and_delete_forgets(platform: Platform, client: Client) -> No
 
 def test_following_goes_on_through_a_killed_gateway(platform: Platform, tmp_path: Path) -> None:
     """kill -9 of the gateway in the middle of a followed log: no line is missing or doubled."""
-    program = "import time\nfor i in range(120): print('line', i, flush=True); time.sleep(0.05)"
+    # The training ends with its first worker: that one lets the other finish.
+    program = (
+        "import os, time\n"
+        "for i in range(120): print('line', i, flush=True); time.sleep(0.05)\n"
+        "if os.environ['ELEARN_INDEX'] == '0': time.sleep(3)"
+    )
     follow = [ELEARN, "training", "submit", "--name", "counts", "--follow", "--worker", "2", "--command"]
     said = tmp_path / "said"
     with said.open("w") as errors:

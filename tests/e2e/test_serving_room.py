@@ -90,7 +90,7 @@ async def test_versions_change_under_load_and_no_request_is_lost(bus: Bus) -> No
 
         async def ask() -> None:
             while not stop.is_set():
-                found = await predict(request, timeout=30)
+                found = await predict(request, timeout=30, wait_for_ready=True)
                 answers.append((found.model_spec.version.value, found.outputs["y"].float_val[0]))
 
         asking = asyncio.gather(*(ask() for _ in range(8)))

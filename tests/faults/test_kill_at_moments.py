@@ -151,7 +151,7 @@ def test_a_killed_save_job_is_done_again_and_leaves_one_version(
     store = product.home / "models"
     assert [path.name for path in (store / "default" / "job").iterdir()] == ["1"]
     until(lambda: not any((store / ".staging").iterdir()), "what was half copied is thrown away")
-    assert told(product.events(client), "version", "job") == ["saving", "ready"]
+    assert told(product.history(client), "version", "job") == ["saving", "ready"]
 
 
 # -- the supervisor
@@ -202,7 +202,7 @@ def test_the_power_fails(product: Product, client: Client, trainings: Trainings)
 
 
 def test_every_event_was_told_once_and_in_order(product: Product, client: Client, trainings: Trainings) -> None:
-    events = product.events(client)
+    events = product.history(client)
     life = ["queued", "starting", "running", "succeeded", "freed"]
     for training in client.trainings.list():
         again = training.name == "lost-1"

@@ -147,7 +147,7 @@ def test_beside_parameter_servers(product: Product, client: Client, begin: Begin
     assert (ended.state, ended.attempt) == ("succeeded", 3)
     assert [attempt.state for attempt in ended.attempts] == ["failed", "failed", "succeeded"]
     assert lesson.starts() == sorted([*(f"{n} {task}" for n in (1, 2, 3) for task in CLUSTER), "1 worker-0"])
-    events = product.events(client)
+    events = product.history(client)
     life = ["queued", *["starting", "running", "retrying"] * 2, "starting", "running", "succeeded", "freed"]
     assert told(events, "training", lesson.name) == life
     assert told(events, "task", lesson.name).count("restarted") == 1
@@ -160,7 +160,9 @@ def test_among_mirrored_workers(product: Product, client: Client, begin: Begin, 
     lesson.await_steps(1)
     product.kill_task(lesson.name, "worker-0")
     lesson.await_steps(2)
-    assert "worker-0 was ended by signal 9" in client.trainings.get(lesson.name).attempts[0].reason
+    # The other one does not outlast it: which end is known first is left to the two.
+    reason = client.trainings.get(lesson.name).attempts[0].reason
+    assert re.search("worker-0 was ended by signal 9|chief-0 ended with exit code", reason)
     assert lesson.going_on_from(2) >= 2
     ended = lesson.go()
     assert (ended.state, ended.attempt) == ("succeeded", 2)

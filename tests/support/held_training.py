@@ -9,6 +9,7 @@ import re
 import sys
 import time
 from pathlib import Path
+from typing import TextIO
 
 OUT = Path(sys.argv[sys.argv.index("--out") + 1])
 task = f"{os.environ['ELEARN_ROLE']}-{os.environ['ELEARN_INDEX']}"
@@ -18,18 +19,22 @@ with (OUT / "starts").open("a") as file:
 import train  # type: ignore[import-not-found]  # noqa: E402 - what is slow comes after the trace
 
 
-def say(text: str) -> None:
-    """In place of train.say: the same; while there is a hold, with a pause at each epoch, and no end to the last."""
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
-    step = re.match(r"(?:epoch \d+/\d+ )?step (\d+)(?:/(\d+))?", text)
-    if step is None:
+def say(*words: object, file: TextIO | None = None, flush: bool = True) -> None:
+    """In place of the example's say or print: the same; held, with a pause at each epoch and no end to the last."""
+    text = " ".join(map(str, words))
+    stream = file or sys.stdout
+    stream.write(f"{text}\n")
+    if flush:
+        stream.flush()
+    told = re.match(r"(?:epoch (\d+)/(\d+) )?step (\d+)(?:/(\d+))?", text)
+    if told is None:
         return
-    last = int(step[2] or sys.maxsize)
+    epoch, epochs, step, steps = (None if each is None else int(each) for each in told.groups())
+    done = (step or 0) / steps if steps else (epoch or 0) / epochs if epochs else 0.0
     until = time.monotonic() + 0.5
-    while (OUT / "hold").exists() and (time.monotonic() < until or int(step[1]) > 0.8 * last):
+    while (OUT / "hold").exists() and (time.monotonic() < until or done > 0.8):
         time.sleep(0.01)
 
 
-train.say = say
+train.say = train.print = say
 train.main()

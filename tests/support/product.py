@@ -221,6 +221,22 @@ class Product:
         assert sequences == sorted(set(sequences), key=lambda each: each or 0)
         return events
 
+    def history(self, client: Client) -> list[Event]:
+        """:meth:`events`, once all is told that can be seen to have happened: telling follows a moment later."""
+
+        def whole() -> list[Event]:
+            events = self.events(client)
+            freed = [training.name for training in client.trainings.list() if training.freed_at is not None]
+            if any("freed" not in told(events, "training", name) for name in freed):
+                return []
+            for model in client.models.list():
+                ready = sum(version.state == "ready" for version in client.models.versions(model.name))
+                if told(events, "version", model.name).count("ready") < ready:
+                    return []
+            return events
+
+        return until(whole, "what has happened is told")
+
 
 def told(events: list[Event], noun: str, name: str) -> list[str]:
     """What happened to one resource, in order: the last word of each event's type."""

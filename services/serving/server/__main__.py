@@ -44,6 +44,8 @@ async def serve(config: ServerConfig) -> None:
     finally:
         stopping.cancel()
         await server.close(hand_over=hand_over.is_set())
+        # All is done, and a second signal must not make a failure of it once the loop minds signals no more.
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
 
 
 def main() -> int:

@@ -116,27 +116,47 @@ def test_patience_ends(client_of: ClientOf) -> None:
     assert tries == 4
 
 
-def test_retry_after_is_honoured_within_patience() -> None:
-    waits: list[float] = []
-
-    def answer(_: httpx.Request) -> httpx.Response:
-        return problem(503, "unavailable", "away", **{"Retry-After": "600"})
-
-    connection = Connection(url="http://127.0.0.1:1", token="t")
+@pytest.fixture
+def waits() -> Iterator[list[float]]:
+    """Pauses pass at once, and are written down."""
+    waited: list[float] = []
     with stamina.set_testing(False), pytest.MonkeyPatch.context() as patch:
-        moment = 0.0
+        patch.setattr("time.sleep", waited.append)
+        patch.setattr("elearn.client.transport.time.monotonic", lambda: sum(waited))
+        yield waited
 
-        def sleep(seconds: float) -> None:
-            nonlocal moment
-            waits.append(seconds)
-            moment += seconds
 
-        patch.setattr("time.sleep", sleep)
-        patch.setattr("elearn.client.transport.time.monotonic", lambda: moment)
-        transport = Transport(connection, patience=30.0, inner=httpx.MockTransport(answer))
-        with pytest.raises(Unavailable):
-            transport.call("GET", "/v1/cluster", Usage)
+def asked(answer: Callable[[httpx.Request], httpx.Response], times: int = 1) -> None:
+    connection = Connection(url="http://127.0.0.1:1", token="t")
+    transport = Transport(connection, patience=30.0, inner=httpx.MockTransport(answer))
+    for _ in range(times):
+        transport.call("GET", "/v1/cluster", Usage)
+
+
+def test_retry_after_is_honoured_within_patience(waits: list[float]) -> None:
+    with pytest.raises(Unavailable):
+        asked(lambda _: problem(503, "unavailable", "away", **{"Retry-After": "600"}))
     assert waits == [30.0]
+
+
+def test_a_gateway_that_was_there_is_waited_for_longer_than_one_that_never_was(waits: list[float]) -> None:
+    def nobody(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("[Errno 111] Connection refused", request=request)
+
+    with pytest.raises(Unreachable):
+        asked(nobody)
+    assert sum(waits) == pytest.approx(5.0, abs=0.1)
+
+    waits.clear()
+    answers = iter([reply(USAGE), problem(503, "unavailable", "I am ending", **{"Retry-After": "7"})])
+
+    def ending(request: httpx.Request) -> httpx.Response:
+        return next(answers, None) or nobody(request)
+
+    with pytest.raises(Unreachable):
+        asked(ending, times=2)
+    assert waits[0] == 7.0
+    assert sum(waits[1:]) == pytest.approx(20.0, abs=0.1), "counted from when nobody listened"
 
 
 def test_what_is_refused_is_not_tried_again(client_of: ClientOf) -> None:
