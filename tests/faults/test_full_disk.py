@@ -1,14 +1,21 @@
 """A disk without room: one clear error, nothing half done, and everything goes on once there is room again."""
 
+import asyncio
 import hashlib
 import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import asyncpg
+import msgspec
 import pytest
 
 from elearn import Client
+from elearn.up.databases import url
+from elearn.up.home import Home, Secrets
+from elearn.up.place import SUPERUSER
+from elearn.up.state import State
 from shared.contracts.event import Event
 from tests.contract.job_cloud_models import write_saved_model
 from tests.support.product import (
@@ -167,8 +174,23 @@ def test_a_save_fails_in_words_and_leaves_nothing(
     assert client.models.wait("model", 2, timeout=60).size > len(LARGE)
 
 
+async def begin_segments(product: Product, count: int) -> None:
+    """PostgreSQL's write-ahead log goes on in a new file, so many times."""
+    home = Home(product.home)
+    password = msgspec.json.decode(home.secrets.read_bytes(), type=Secrets).postgres[SUPERUSER]
+    ports = msgspec.json.decode(home.state.read_bytes(), type=State).ports
+    connection = await asyncpg.connect(url(SUPERUSER, password, ports.postgres, "scheduler"))
+    try:
+        for _ in range(count):
+            await connection.execute("SELECT pg_current_xact_id()")
+            await connection.execute("SELECT pg_switch_wal()")
+    finally:
+        await connection.close()
+
+
 def test_no_room_at_all(product: Product, client: Client, trainings: Trainings, disk: Disk) -> None:
     """What runs goes on and ends; what is asked for is refused or done later; nothing dies of it."""
+    asyncio.run(begin_segments(product, 1))  # room for all that is written meanwhile
     name = trainings.submit("before", {"chief": {}, "worker": {}}).name
     trainings.await_started(name, 2)
     client.trainings.wait(name, until="running")
@@ -202,6 +224,31 @@ def test_no_room_at_all(product: Product, client: Client, trainings: Trainings, 
         ended = wait_freed(client, each)
         assert (ended.state, ended.attempt) == ("succeeded", 1), ended.reason
         assert len(trainings.starts(each)) == starts
+
+
+def test_no_room_for_the_next_file_of_the_log(
+    product: Product, client: Client, trainings: Trainings, disk: Disk
+) -> None:
+    """PostgreSQL ends itself where it finds none, and does so again until there is; nothing is lost of it."""
+    name = trainings.submit("logged", {"chief": {}, "worker": {}}).name
+    starts = trainings.await_started(name, 2)
+    client.trainings.wait(name, until="running")
+    before = product.pid("postgres")
+    assert before is not None
+    try:
+        disk.fill(0)
+        with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError, OSError)):
+            asyncio.run(begin_segments(product, 20))
+        with product.http() as http:
+            assert http.post("/trainings", json=trainings.spec("refused")).status_code in (503, 507)
+        trainings.go(name)
+        until(lambda: product.tasks(name) == {}, "its tasks have ended")
+    finally:
+        disk.make_room()
+    product.await_back("postgres", before)
+    ended = wait_freed(client, name)
+    assert (ended.state, ended.attempt) == ("succeeded", 1), ended.reason
+    assert trainings.starts(name) == starts
 
 
 def test_every_event_was_told_once_and_in_order(product: Product, client: Client) -> None:
