@@ -366,7 +366,7 @@ def test_replicas_share_a_port_split_traffic_and_drain_without_loss(models: Path
                 assert slow.result(60).outputs["turns"] == 300_000
                 assert [told.status for told in watch] == [health_pb2.HealthCheckResponse.NOT_SERVING]
                 watched.close()
-                assert first.end() == 0
+                assert first.process.wait(30) == 0
                 assert json.loads(first.ready_file.read_text())["state"] == "draining"
                 assert client.predict("toy", {"x": [[0, 0]]}).version == 1
         finally:

@@ -44,8 +44,10 @@ async def serve(config: ServerConfig) -> None:
     finally:
         stopping.cancel()
         await server.close(hand_over=hand_over.is_set())
-        # All is done, and a second signal must not make a failure of it once the loop minds signals no more.
-        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+        # All is done: a second signal must not make a failure of it once the loop minds signals no more.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN)
 
 
 def main() -> int:
