@@ -19,7 +19,7 @@ from shared.local.identity import ProcessIdentity, identify
 DEFAULT_PORT = 8470
 _FIRST_BYTES, _LATER_BYTES = 256 * 2**20, 32 * 2**20
 """Room that must be left when a home is made, and whenever it is brought up again."""
-_LOOKS = (0.001, 0.005, 0.02, 0.05)
+_LOCK_PAUSES = (0.001, 0.005, 0.02, 0.05)
 _PASSWORD = re.compile(r"[A-Za-z0-9_-]{16,}")
 
 
@@ -117,7 +117,7 @@ class Home:
         """
         descriptor = os.open(self.lock, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            if not _owned(descriptor):
+            if not _locks(descriptor):
                 raise AlreadyRunningError(
                     f"elearn is already up in {self.root}: see `elearn status`, or end it with `elearn down`"
                 )
@@ -177,9 +177,9 @@ class Home:
         return wanted
 
 
-def _owned(descriptor: int) -> bool:
-    """Take a home's lock; who only looks whether it is taken holds it for a moment too."""
-    for pause in _LOOKS:
+def _locks(descriptor: int) -> bool:
+    """Take a home's lock, or see that another keeps it: who only looks at it holds it for a moment too."""
+    for pause in _LOCK_PAUSES:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

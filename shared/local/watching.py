@@ -32,7 +32,7 @@ class Watcher:
         self._woken = asyncio.Event()
         self._dirty: set[str] = set()
         self._queue = _length_of_queue()
-        self._overrun = False
+        self._everything = True
         self._known: dict[str, ProcessStatus] = {}
         self._keepers: dict[str, int] = {}
         self._socket: socket.socket | None = None
@@ -69,13 +69,12 @@ class Watcher:
     async def changes(self) -> AsyncGenerator[ProcessStatus | Removed | Synced, None]:
         """See :meth:`LocalProcesses.watch`."""
         synced = False
-        everything = True
         while True:
             self._woken.clear()
             ids = set(self._dirty)
             self._dirty.clear()
-            if everything or self._overrun:
-                self._overrun = False
+            everything, self._everything = self._everything, False
+            if everything:
                 ids.update(await asyncio.to_thread(self._processes.ids), self._known)
             for id in sorted(ids):
                 change = await self._look(id)
@@ -84,15 +83,14 @@ class Watcher:
             if not synced:
                 synced = True
                 yield Synced()
-            everything = not await self._wake()
+            await self._wake()
 
-    async def _wake(self) -> bool:
+    async def _wake(self) -> None:
         try:
             async with asyncio.timeout(self._resync):
                 await self._woken.wait()
         except TimeoutError:
-            return False
-        return True
+            self._everything = True
 
     async def _look(self, id: str) -> ProcessStatus | Removed | None:
         known = self._known.get(id)
@@ -138,7 +136,7 @@ class Watcher:
             if is_id(id):
                 self._mark(id)
         if count >= self._queue:  # it was full: senders may have given up
-            self._overrun = True
+            self._everything = True
             self._woken.set()
 
     def _mark(self, id: str) -> None:

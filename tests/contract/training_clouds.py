@@ -177,8 +177,7 @@ class Watch:
             await self._task
 
     async def _read(self) -> None:
-        watching = self._driver.watch()
-        async with contextlib.aclosing(watching) as watch:
+        async with contextlib.aclosing(self._driver.watch()) as watch:
             async for seen in watch:
                 async with self._changed:
                     match seen:

@@ -447,6 +447,19 @@ async def test_pods_that_do_not_end_are_not_taken_for_gone(
     assert it.left() == {}
 
 
+async def test_pods_that_nobody_tells_of_are_not_taken_for_gone(
+    it: TrainingCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = it.driver(LogsInMemory(), grace=1.0)
+    await driver.launch(gang())
+    monkeypatch.setattr(module, "_GONE_SECONDS", -1.0)  # there is no time to tell
+    with pytest.raises(Unavailable, match="does not tell which pods are left"):
+        await driver.free("p", "t-1", 1)
+    monkeypatch.setattr(module, "_GONE_SECONDS", 20.0)
+    await driver.free("p", "t-1", 1)
+    assert it.left() == {}
+
+
 async def test_what_was_never_let_go_and_what_never_started_is_freed_too(it: TrainingCluster) -> None:
     driver = it.driver(LogsInMemory())
     it.kubelet.holding = held()

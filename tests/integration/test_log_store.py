@@ -1,32 +1,14 @@
 """Logs in a real database: appended once, bounded, read by offsets."""
 
-from collections.abc import AsyncIterator
-from pathlib import Path
-
-import pytest
-
-from services.scheduler import log_store
 from services.scheduler.cloud.port import LogPart
 from services.scheduler.log_store import LogKey, LogStore, Source
-from shared.postgres import Database
-from tests.support.servers import FreshDatabase
+from tests.integration.log_rooms import store
+
+__all__ = ["store"]
 
 LOG = LogKey("search", "ctr-7", 1, "worker-0")
 A, B = Source(uid="a", rank=1), Source(uid="b", rank=2)
 LIMIT = 2**20
-
-
-async def _migrate(url: str) -> None:
-    await Database(url, name="scheduler").migrate(Path(log_store.__file__).parent / "migrations")
-
-
-@pytest.fixture
-async def store(fresh_database: FreshDatabase) -> AsyncIterator[LogStore]:
-    url = await fresh_database(_migrate)
-    database = Database(url, name="scheduler")
-    await database.open()
-    async with database:
-        yield LogStore(database)
 
 
 async def test_what_came_already_is_left_out(store: LogStore) -> None:

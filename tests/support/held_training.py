@@ -26,11 +26,10 @@ def say(*words: object, file: TextIO | None = None, flush: bool = True) -> None:
     stream.write(f"{text}\n")
     if flush:
         stream.flush()
-    told = re.match(r"(?:epoch (\d+)/(\d+) )?step (\d+)(?:/(\d+))?", text)
+    told = re.match(r"(?:epoch|step) (\d+)/(\d+)", text)
     if told is None:
         return
-    epoch, epochs, step, steps = (None if each is None else int(each) for each in told.groups())
-    done = (step or 0) / steps if steps else (epoch or 0) / epochs if epochs else 0.0
+    done = int(told[1]) / int(told[2])
     until = time.monotonic() + 0.5
     while (OUT / "hold").exists() and (time.monotonic() < until or done > 0.8):
         time.sleep(0.01)

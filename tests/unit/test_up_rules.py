@@ -1,6 +1,7 @@
 """The rules of the embedded platform that need no process."""
 
 import errno
+import fcntl
 import os
 import re
 import socket
@@ -12,7 +13,7 @@ import msgspec
 import pytest
 
 from elearn.up import backoff, binaries, logfiles, nats, ports, postgres, services
-from elearn.up.errors import AccountError, HomeError, PortTakenError
+from elearn.up.errors import AccountError, AlreadyRunningError, HomeError, PortTakenError
 from elearn.up.files import read_struct, write_atomically
 from elearn.up.home import Home, Secrets, unusable
 from elearn.up.identity import Account, Identity, choose
@@ -178,6 +179,19 @@ def test_trouble_with_the_home_in_words(number: int, words: str) -> None:
     error = unusable(Path("/home"), OSError(number, os.strerror(number), "/home/elearn/token"))
     assert words in error.detail
     assert "\n" not in error.detail
+
+
+def test_a_home_that_is_only_looked_at_can_be_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = Home(tmp_path)
+    home.lock.touch()
+    with home.lock.open() as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        monkeypatch.setattr("time.sleep", lambda _: fcntl.flock(looking, fcntl.LOCK_UN))
+        with home.locked():
+            assert home.is_locked()
+            with pytest.raises(AlreadyRunningError), home.locked():
+                pass
+    assert not home.is_locked()
 
 
 def test_token_and_secrets_are_made_once_for_their_owner_alone(tmp_path: Path) -> None:
